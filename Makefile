@@ -1,0 +1,64 @@
+# `make demo` and `make test` set everything up by themselves: Python >= 3.11, make and a package index are enough.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+UV_VERSION := 0.13.9
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+# Where `uv` comes from when the machine has none: a small environment of its own.
+UV := $(shell command -v uv || echo .uv/bin/uv)
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n )))
+
+# Compiled programs are kept between runs.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+
+.PHONY: help env demo test lint types unit oldest wheel lock clean
+
+help:
+	@echo "make demo   task-driven dictionary learning on handwritten digits, into out/demo/"
+	@echo "make test   lint, types, architecture and unit tests"
+	@echo "make env    the environment alone, in $(VENV)"
+	@echo "make oldest the unit tests on the oldest supported dependencies"
+	@echo "make lock   resolve the dependencies anew into requirements.lock"
+	@echo "make clean  remove environments, caches and results"
+
+env: $(VENV)/.installed
+
+.uv/bin/uv:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found. Install it, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	"$(PYTHON)" -m venv .uv
+	.uv/bin/python -m pip install --quiet uv==$(UV_VERSION)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found. Install it, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	test -x $(RUN) || "$(UV)" venv --quiet --python "$(PYTHON)" $(VENV)
+	"$(UV)" pip sync --quiet --python $(RUN) --require-hashes requirements.lock
+	"$(UV)" pip install --quiet --python $(RUN) --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: env
+	$(RUN) -m bilevel
+
+test: lint types unit
+
+lint: env
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: env
+	$(RUN) -m basedpyright
+
+unit: env
+	$(RUN) -m pytest -n $(WORKERS)
+
+lock: | $(UV)
+	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
+		--extra plots --group dev --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) .venv-oldest .uv .cache out dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,34 @@
+"""How an inner solve ended: a value inside `jit`, an exception at the door."""
+
+import lineax as lx
+
+
+class RESULTS(lx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+    """The outcome of an inner solve. `RESULTS[solution.result]` is the message; the empty one is success.
+
+    The outcomes of Lineax's linear solves are among them, so that a failure inside keeps its own words.
+    """
+
+    not_converged = (
+        "The inner solver used up `max_steps` before it met its tolerance. Likely causes: too few steps, an "
+        "ill-conditioned objective, or a tolerance below what the precision allows. Try a larger `max_steps`, "
+        "a larger `tol`, another solver, or 64 bits (`jax.config.update('jax_enable_x64', True)`)."
+    )
+    stalled = (
+        "The inner solver stopped by its own criterion, yet the optimality of its answer is above the tolerance. "
+        "Likely causes: a line search that failed, a tolerance below what the precision allows, or a solver that "
+        "does not suit the objective. Try a larger `tol`, another solver, or 64 bits."
+    )
+    nonfinite_solution = (
+        "The inner solver produced NaN or infinity. Likely causes: a step size that is too large, an objective "
+        "that is unbounded below, or an overflow. Try a smaller `stepsize` or a solver with a line search, and "
+        "check that the objective is bounded below in `params`."
+    )
+    invalid_input = (
+        "The objective or its data hold values that they must not: NaN, infinity, or a hyperparameter out of its "
+        "range. Try the same call outside `jit`, where the message names the argument."
+    )
+
+
+class InnerSolveError(RuntimeError):
+    """An inner solve failed, and `throw=True` asked to hear of it."""

@@ -1,0 +1,15 @@
+"""Floor 2: inner problems."""
+
+from bilevel.objectives.base import (
+    AbstractExactObjective as AbstractExactObjective,
+    AbstractObjective as AbstractObjective,
+    Units as Units,
+)
+from bilevel.objectives.clamp import Clamp as Clamp
+from bilevel.objectives.function import FunctionObjective as FunctionObjective
+from bilevel.objectives.least_squares import (
+    AbstractLeastSquares as AbstractLeastSquares,
+    LeastSquares as LeastSquares,
+)
+from bilevel.objectives.ridge import LinearModel as LinearModel, Ridge as Ridge
+from bilevel.objectives.sparse_coding import SparseCoding as SparseCoding

@@ -1,0 +1,195 @@
+"""The contract of an inner objective f + g, and what follows from it: optimality, its error, the Hessian."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+from jaxtyping import Array, PyTree, Scalar
+
+from bilevel.core.operators import hessian_vector_product, power_iteration
+from bilevel.core.requirements import Requirement, raise_where_violated
+from bilevel.prox import AbstractPenalty, AbstractPolyhedralPenalty
+
+
+class Units(eqx.Module):
+    """The units of optimality for one objective and its data, so that no tolerance depends on their scale.
+
+    **Attributes:**
+
+    - `lipschitz`: L, a Lipschitz constant of ∇f (an estimate where the objective knows none).
+    - `gradient`: ‖∇f(start)‖ at the objective's own start; one number for each sample where samples are independent.
+    """
+
+    lipschitz: Scalar
+    gradient: Array
+
+
+class AbstractObjective(eqx.Module):
+    """An inner problem  min over params of  f(params; self, data) + g(params; self).
+
+    Its array leaves are what the outer level may differentiate: hyperparameters, a dictionary, weights. The unknown
+    `params` is never one of them, so a hyperparameter cannot be optimized along with the parameters.
+
+    To add one: `smooth` and `init`, `penalty` where there is one, `requirements` and `check_data` for good errors.
+    """
+
+    #: Whether the first axis of `params` and of `data` runs over independent samples.
+    samplewise: ClassVar[bool] = False
+
+    def __check_init__(self):
+        raise_where_violated(self.requirements())
+
+    @abc.abstractmethod
+    def smooth(self, params: PyTree, data: PyTree) -> Scalar:
+        """f: differentiable twice in `params`, once more in everything."""
+
+    @abc.abstractmethod
+    def init(self, data: PyTree) -> PyTree:
+        """A start of the right structure, shapes and dtypes."""
+
+    def penalty(self) -> AbstractPenalty | None:
+        """g, built from the objective's own leaves; None for g = 0."""
+        return None
+
+    def requirements(self) -> list[Requirement]:
+        """Conditions on the values of the objective's own leaves."""
+        return []
+
+    def check_data(self, data: PyTree) -> None:
+        """Raise `ValueError` where shapes or dtypes of `data` do not fit; values are checked elsewhere."""
+
+    def lipschitz(self, data: PyTree) -> Scalar | None:
+        """A Lipschitz constant of ∇f over all `params`, where one is known."""
+        return None
+
+    def hoist(self, params: PyTree, data: PyTree) -> "AbstractObjective":
+        """The same objective, with traced values that its functions close over as leaves of their own."""
+        return self
+
+    def __call__(self, params: PyTree, data: PyTree = None) -> Scalar:
+        """f + g."""
+        penalty = self.penalty()
+        smooth = self.smooth(params, data)
+        return smooth if penalty is None else smooth + penalty.value(params)
+
+    def gradient(self, params: PyTree, data: PyTree) -> PyTree:
+        """∇f in `params`."""
+        return jax.grad(self.smooth)(params, data)
+
+    def local_lipschitz(self, params: PyTree, data: PyTree) -> Scalar:
+        """`lipschitz` where it is known, else the largest |eigenvalue| of ∇²f(params), by power iteration.
+
+        Held constant under differentiation: optimality vanishes at a solution for every L, so that no derivative of
+        a solution depends on it.
+        """
+        known = self.lipschitz(data)
+        if known is None:
+            apply = lambda v: hessian_vector_product(lambda p: self.smooth(p, data), params, v)
+            known = power_iteration(apply, _pseudorandom_like(params))
+        eps = jnp.finfo(known.dtype).eps
+        return jax.lax.stop_gradient(jnp.where(known > eps, known, 1))
+
+    def prox_gradient(self, params: PyTree, data: PyTree, lipschitz: Scalar) -> PyTree:
+        """T(y) = prox(y − ∇f(y) / L, 1 / L), whose fixed points are the solutions. Zeros of T(y) are exact."""
+        stepsize = 1 / lipschitz
+        moved = optax.tree.add_scale(params, -stepsize, self.gradient(params, data))
+        penalty = self.penalty()
+        return moved if penalty is None else penalty.prox(moved, stepsize)
+
+    def optimality(self, params: PyTree, data: PyTree, lipschitz: Scalar) -> PyTree:
+        """F(y) = L (y − T(y)), in the units of ∇f and equal to it where g = 0: zero exactly at a solution."""
+        if self.penalty() is None:
+            return self.gradient(params, data)
+        return optax.tree.scale(lipschitz, optax.tree.sub(params, self.prox_gradient(params, data, lipschitz)))
+
+    def units(self, params: PyTree, data: PyTree) -> Units:
+        """What `optimality_error` is measured in; computed once, for a whole solve."""
+        start = self.gradient(self.init(data), data)
+        return Units(self.local_lipschitz(params, data), self._norm(start))
+
+    def optimality_error(self, params: PyTree, data: PyTree, units: Units) -> Scalar:
+        """‖F(y)‖ / (‖∇f(start)‖ + L ‖y‖); that of the worst sample where samples are independent.
+
+        The same for an objective scaled by any number, and for rescaled `params`. The second term of the denominator
+        is the size at which rounding perturbs ∇f, so that a tolerance well above machine epsilon can be met.
+        """
+        residual = self._norm(self.optimality(params, data, units.lipschitz))
+        scale = units.gradient + units.lipschitz * self._norm(params)
+        relative = residual / jnp.where(scale > 0, scale, 1)
+        # Where the scale vanishes, so must the residual.
+        return jnp.max(jnp.where(scale > 0, relative, jnp.where(residual > 0, jnp.inf, 0)))
+
+    def hessian(self, params: PyTree, data: PyTree) -> lx.AbstractLinearOperator:
+        """Π (∇²f + κ) Π + (I − Π), symmetric, with Π the projection on the face of g on which `params` moves.
+
+        The face is that of T(params), whose resting coordinates are exact even where those of `params` are not.
+        Only for g = None and polyhedral penalties.
+        """
+        restrict, curvature = self.face(params, data)
+
+        def apply(vector: PyTree) -> PyTree:
+            inside = restrict(vector)
+            bent = hessian_vector_product(lambda p: self.smooth(p, data), params, inside)
+            bent = jax.tree.map(lambda b, k, v: b + k * v, bent, curvature, inside)
+            return jax.tree.map(lambda b, v, i: b + v - i, restrict(bent), vector, inside)
+
+        structure = jax.eval_shape(lambda: params)
+        return lx.FunctionLinearOperator(apply, structure, tags=lx.positive_semidefinite_tag)
+
+    def face(self, params: PyTree, data: PyTree) -> tuple[Any, PyTree]:
+        """The projection Π on the directions in which the solution near `params` moves, and the curvature κ of g."""
+        penalty = self.penalty()
+        if penalty is None:
+            return (lambda vector: vector), jax.tree.map(jnp.zeros_like, params)
+        if not isinstance(penalty, AbstractPolyhedralPenalty):
+            raise ValueError(f"{type(penalty).__name__} is curved: it has no faces, so there is no Hessian on one.")
+        at = self.prox_gradient(params, data, self.local_lipschitz(params, data))
+        return (lambda vector: penalty.restrict(at, vector)), penalty.curvature(params)
+
+    def _norm(self, values: PyTree) -> Array:
+        """‖values‖₂, one for each sample where samples are independent."""
+        if not self.samplewise:
+            return optax.tree.norm(values)
+        rows = [jnp.sum(leaf.reshape(leaf.shape[0], -1) ** 2, axis=1) for leaf in jax.tree.leaves(values)]
+        return jnp.sqrt(sum(rows[1:], start=rows[0]))
+
+
+class AbstractExactObjective(AbstractObjective):
+    """An objective with a formula for its minimizer."""
+
+    @abc.abstractmethod
+    def minimizer(self, data: PyTree) -> PyTree:
+        """argmin over params of f + g."""
+
+
+def _pseudorandom_like(params: PyTree) -> PyTree:
+    """A fixed vector with a part along every eigenvector that anyone is likely to meet."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
+    return jax.tree.unflatten(
+        structure, [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
+    )
+
+
+def check_float(name: str, value: Any, shape: tuple[str, ...], dtype: Any = None) -> Array:
+    """`value` as an array with as many axes as `shape` names, none of them empty, or `ValueError`."""
+    if not eqx.is_array(value):
+        raise ValueError(f"`{name}` must be an array of shape ({', '.join(shape)}), got {type(value).__name__}.")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"`{name}` must have a floating dtype, got {value.dtype}. Try `{name}.astype(float)`.")
+    if value.ndim != len(shape):
+        raise ValueError(f"`{name}` must have shape ({', '.join(shape)}), got {value.shape}.")
+    if 0 in value.shape:
+        raise ValueError(
+            f"`{name}` is empty: its shape ({', '.join(shape)}) is {value.shape}. Pass at least one entry."
+        )
+    if dtype is not None and value.dtype != dtype:
+        raise ValueError(
+            f"`{name}` has dtype {value.dtype}, but the objective has {jnp.dtype(dtype)}. Convert one of the two: "
+            f"`{name}.astype({jnp.dtype(dtype)})`."
+        )
+    return value

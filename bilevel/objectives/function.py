@@ -1,0 +1,75 @@
+"""An inner problem from a user's own function."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree, Scalar
+
+from bilevel.core import tree
+from bilevel.core.requirements import Requirement, is_traced
+from bilevel.objectives.base import AbstractObjective
+from bilevel.prox import AbstractPenalty
+
+
+class FunctionObjective(AbstractObjective):
+    """min over params of  function(hyperparams, params, data) + g(params).
+
+    `hyperparams` and `params` are pytrees of any kind, Equinox modules with function leaves included; numbers in
+    `hyperparams` become arrays, which the outer level may differentiate, and so are the leaves of `nonsmooth`, a
+    penalty. `start` gives structure and start of `params`, unless `argmin` is given an `init`.
+
+    The function may close over traced values: `argmin` hoists them out, and derivatives reach them.
+
+    ```python
+    huber = lambda hyperparams, params, data: jnp.sum(optax.losses.huber_loss(data[0] @ params, data[1]))
+    objective = bl.objectives.FunctionObjective(huber, start=jnp.zeros(5), nonsmooth=bl.prox.L1(0.1))
+    ```
+    """
+
+    function: Callable[[PyTree, PyTree, PyTree], Scalar]
+    hyperparams: PyTree
+    nonsmooth: AbstractPenalty | None
+    start: PyTree
+
+    def __init__(
+        self,
+        function: Callable[[PyTree, PyTree, PyTree], Scalar],
+        hyperparams: PyTree = None,
+        *,
+        start: PyTree = None,
+        nonsmooth: AbstractPenalty | None = None,
+    ):
+        if not callable(function):
+            raise ValueError(f"`function` must be a function of (hyperparams, params, data), got {function!r}.")
+        if nonsmooth is not None and not isinstance(nonsmooth, AbstractPenalty):
+            raise ValueError(
+                f"`nonsmooth` must be a penalty such as bilevel.prox.L1(0.1), got {type(nonsmooth).__name__}."
+            )
+        self.function = function
+        self.hyperparams = tree.float_arrays(hyperparams)
+        self.nonsmooth = nonsmooth
+        self.start = start
+
+    def requirements(self) -> list[Requirement]:
+        return [] if self.nonsmooth is None else self.nonsmooth.requirements()
+
+    def smooth(self, params: PyTree, data: PyTree) -> Scalar:
+        return self.function(self.hyperparams, params, data)
+
+    def penalty(self) -> AbstractPenalty | None:
+        return self.nonsmooth
+
+    def init(self, data: PyTree) -> PyTree:
+        if self.start is None:
+            raise ValueError(
+                "A FunctionObjective without `start` does not know the shape of `params`. Pass `start` to it, or "
+                "`init` to argmin."
+            )
+        return jax.lax.stop_gradient(tree.float_arrays(self.start))
+
+    def hoist(self, params: PyTree, data: PyTree) -> "FunctionObjective":
+        converted = eqx.filter_closure_convert(self.function, self.hyperparams, params, data)
+        if not any(is_traced(leaf) for leaf in jax.tree.leaves(converted)):
+            return self
+        return eqx.tree_at(lambda o: o.function, self, converted)

@@ -1,0 +1,132 @@
+"""Ridge regression: the inner problem whose every derivative is a closed form."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
+
+from bilevel.core.operators import AbstractSymmetricOperator
+from bilevel.core.requirements import Requirement, as_float_array, nonnegative
+from bilevel.objectives.base import AbstractExactObjective, check_float
+from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
+
+Data = tuple[Float[Array, "samples features"], Float[Array, "samples *targets"]]
+
+
+class LinearModel(eqx.Module):
+    """x ↦ W x. The targets' axis is missing where there is one target only."""
+
+    weight: Float[Array, "*targets features"]
+
+    def __call__(self, X: Float[Array, "samples features"]) -> Float[Array, "samples *targets"]:
+        return X @ self.weight.T
+
+
+class Ridge(AbstractExactObjective, AbstractLeastSquares):
+    """min over W of  (1/2n) Σᵢ ‖W xᵢ − yᵢ‖² + ½ Σⱼ αⱼ ‖W_{·j}‖²,  for data (X, y) of n samples.
+
+    `alpha` is one number or one for each feature. There is no intercept: center the data. The unknown is a
+    `LinearModel`, so that `solution.params(X)` predicts. With one target for each sample,
+
+        (XᵀX / n + diag α) w = Xᵀ y / n,
+
+    solved by Cholesky in the smaller of the two dimensions.
+
+    !!! cite
+        A. Hoerl, R. Kennard: Ridge regression: biased estimation for nonorthogonal problems. 1970.
+    """
+
+    alpha: Float[Array, "*features"]
+
+    def __init__(self, alpha: ArrayLike):
+        self.alpha = as_float_array("alpha", alpha)
+        if self.alpha.ndim > 1:
+            raise ValueError(f"`alpha` must be a number or one for each feature, got shape {self.alpha.shape}.")
+
+    def requirements(self) -> list[Requirement]:
+        return [nonnegative("alpha", self.alpha)]
+
+    def check_data(self, data: Data) -> None:
+        if not isinstance(data, tuple | list) or len(data) != 2:
+            raise ValueError(f"`data` must be a pair (X, y), got {type(data).__name__}.")
+        X = check_float("X", data[0], ("samples", "features"))
+        y = check_float("y", data[1], ("samples", "targets")[: max(jnp.ndim(data[1]), 1)], X.dtype)
+        if len(y) != len(X):
+            raise ValueError(f"`y` has {len(y)} samples, but `X` has {len(X)}. Pass one row of `y` for each of `X`.")
+        if self.alpha.ndim == 1 and len(self.alpha) != X.shape[1]:
+            raise ValueError(f"`alpha` has {len(self.alpha)} entries, but `X` has {X.shape[1]} features.")
+
+    def data_term(self, params: LinearModel, data: Data) -> Scalar:
+        """(1/2n) Σᵢ ‖W xᵢ − yᵢ‖²: half the mean over samples of the *squared* residual."""
+        X, y = data
+        return 0.5 * jnp.sum((params(X) - y) ** 2) / len(X)
+
+    def regularizer(self, params: LinearModel) -> Scalar:
+        """½ Σⱼ αⱼ ‖W_{·j}‖²."""
+        return 0.5 * jnp.sum(_along_features(self.alpha, params.weight) * params.weight**2)
+
+    def smooth(self, params: LinearModel, data: Data) -> Scalar:
+        return self.data_term(params, data) + self.regularizer(params)
+
+    def init(self, data: Data) -> LinearModel:
+        X, y = data
+        return LinearModel(jnp.zeros((*y.shape[1:], X.shape[1]), X.dtype))
+
+    def lipschitz(self, data: Data) -> Scalar:
+        X, _ = data
+        gram = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
+        return jnp.linalg.eigvalsh(gram)[-1] / len(X) + jnp.max(self.alpha.astype(X.dtype))
+
+    def least_squares(self, data: Data) -> LeastSquares:
+        X, y = data
+        root = jnp.sqrt(jnp.asarray(len(X), X.dtype))
+        return LeastSquares(X / root, y / root, jnp.broadcast_to(self.alpha.astype(X.dtype), X.shape[1:]))
+
+    def hessian(self, params: LinearModel, data: Data) -> "RidgeHessian":
+        return RidgeHessian(data[0], self.alpha.astype(data[0].dtype), params.weight.shape)
+
+    def minimizer(self, data: Data) -> LinearModel:
+        X, y = data
+        start = self.init(data)
+        return self.hessian(start, data).solve(LinearModel(y.T @ X / len(X)))
+
+
+class RidgeHessian(AbstractSymmetricOperator):
+    """W ↦ W (XᵀX / n + diag α): the same system for each target."""
+
+    X: Float[Array, "samples features"]
+    alpha: Float[Array, "*features"]
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def mv(self, vector: LinearModel) -> LinearModel:
+        weight = vector.weight
+        return LinearModel(weight @ self.X.T @ self.X / len(self.X) + _along_features(self.alpha, weight) * weight)
+
+    def solve(self, vector: LinearModel) -> LinearModel:
+        right = vector.weight.T
+        solved = self._primal(right) if self.X.shape[0] >= self.X.shape[1] else self._dual(right)
+        return LinearModel(solved.T)
+
+    def _primal(self, right: Float[Array, "features *targets"]) -> Float[Array, "features *targets"]:
+        n, features = self.X.shape
+        matrix = self.X.T @ self.X / n + jnp.diag(jnp.broadcast_to(self.alpha, (features,)))
+        return _cholesky_solve(matrix, right)
+
+    def _dual(self, right: Float[Array, "features *targets"]) -> Float[Array, "features *targets"]:
+        # Woodbury, A = diag α:  (XᵀX/n + A)⁻¹ = A⁻¹ − A⁻¹ Xᵀ (n I + X A⁻¹ Xᵀ)⁻¹ X A⁻¹.
+        n = len(self.X)
+        divide = lambda M: (M.T / _along_features(self.alpha, M.T)).T
+        scaled = divide(right)
+        small = n * jnp.eye(n, dtype=self.X.dtype) + self.X @ divide(self.X.T)
+        return scaled - divide(self.X.T @ _cholesky_solve(small, self.X @ scaled))
+
+    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        return jax.eval_shape(lambda: LinearModel(jnp.zeros(self.shape, self.X.dtype)))
+
+
+def _cholesky_solve(matrix: Float[Array, "n n"], right: Float[Array, "n *targets"]) -> Float[Array, "n *targets"]:
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), right)
+
+
+def _along_features(alpha: Float[Array, "*features"], weight: Float[Array, "*targets features"]) -> Array:
+    return jnp.broadcast_to(alpha.astype(weight.dtype), weight.shape)

@@ -1,0 +1,109 @@
+"""A Hessian that is block-diagonal over samples, each block restricted to its sample's support."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Scalar
+
+from bilevel.core.operators import AbstractSymmetricOperator
+
+#: The most numbers that the blocks of one chunk of samples may take: 2²³ of them are 64 MiB in 64 bits.
+CHUNK_SIZE = 2**23
+
+
+class SampleHessian(AbstractSymmetricOperator):
+    """For each sample i, with support S and M the Hessian of its loss in the reconstruction (I for squared error),
+
+        A_i = S (D M_i Dᵀ + l2 I) S + (I − S).
+
+    The solve gathers each support into a block of the smallest of a few widths that holds the largest support, and
+    factors the blocks by Cholesky. So a sample's accuracy depends on no other sample, and one whose block is singular
+    gets NaN alone. Samples are taken in chunks, so that all blocks together never exceed `CHUNK_SIZE` numbers (one
+    sample's block, if that is larger).
+    """
+
+    dictionary: Float[Array, "atoms features"]
+    l2: Scalar
+    support: Bool[Array, "samples atoms"]
+    data: Float[Array, "samples features"]
+    reconstruction: Float[Array, "samples features"] | None
+    loss: Callable[[Array, Array], Scalar] | None
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.support.shape, self.dictionary.dtype)
+
+    def mv(self, vector: Float[Array, "samples atoms"]) -> Float[Array, "samples atoms"]:
+        inside = jnp.where(self.support, vector, 0)
+        bent = self._bend(inside @ self.dictionary) @ self.dictionary.T + self.l2 * inside
+        return jnp.where(self.support, bent, vector)
+
+    def _bend(self, directions: Float[Array, "samples features"]) -> Float[Array, "samples features"]:
+        """M_i · direction_i for each sample."""
+        return jax.vmap(self._bend_one)(self.data, self.reconstruction, directions)
+
+    def _bend_one(
+        self,
+        x: Float[Array, " features"],
+        reconstruction: Float[Array, " features"] | None,
+        direction: Float[Array, " features"],
+    ) -> Float[Array, " features"]:
+        if self.loss is None or reconstruction is None:
+            return direction
+        loss = self.loss
+        slope = lambda r: jax.grad(loss, argnums=1)(x, r)
+        return jax.jvp(slope, (reconstruction,), (direction,))[1]
+
+    def solve(self, vector: Float[Array, "samples atoms"]) -> Float[Array, "samples atoms"]:
+        atoms = self.support.shape[1]
+        widths = _widths(atoms)
+        largest = jnp.max(jnp.sum(self.support, axis=1))
+        branch = jnp.searchsorted(jnp.asarray(widths), largest.astype(jnp.asarray(widths).dtype))
+        solvers = [lambda v, w=width: self._solve_in_chunks(v, w) for width in widths]
+        return jax.lax.switch(branch, solvers, vector)
+
+    def _solve_in_chunks(self, vector: Float[Array, "samples atoms"], width: int) -> Float[Array, "samples atoms"]:
+        samples, features = self.data.shape
+        numbers_per_sample = width * (width if self.loss is None else width + 2 * features)
+        chunk = max(1, min(samples, CHUNK_SIZE // numbers_per_sample))
+        gram = self.dictionary @ self.dictionary.T
+        one = lambda sample: self._solve_sample(*sample, gram=gram, width=width)
+        inputs = (vector, self.support, self.data, self.reconstruction)
+        if chunk >= samples:
+            return jax.vmap(one)(inputs)
+        return jax.lax.map(one, inputs, batch_size=chunk)
+
+    def _solve_sample(
+        self,
+        vector: Float[Array, " atoms"],
+        support: Bool[Array, " atoms"],
+        x: Float[Array, " features"],
+        reconstruction: Float[Array, " features"] | None,
+        gram: Float[Array, "atoms atoms"],
+        width: int,
+    ) -> Float[Array, " atoms"]:
+        # The support's indices, filled up to `width` with other atoms, whose rows are those of the identity.
+        real, at = jax.lax.top_k(support.astype(jnp.int32), width)
+        real = real > 0
+        block = gram[at[:, None], at[None, :]] if self.loss is None else self._block(at, x, reconstruction)
+        both = real[:, None] & real[None, :]
+        diagonal = jnp.where(real, self.l2, 1)
+        block = jnp.where(both, block, 0) + jnp.diag(diagonal)
+        factor = jnp.linalg.cholesky(block)
+        inside = jax.scipy.linalg.cho_solve((factor, True), jnp.where(real, vector[at], 0))
+        return vector.at[at].set(jnp.where(real, inside, vector[at]))
+
+    def _block(
+        self, at: Int[Array, " width"], x: Float[Array, " features"], reconstruction: Float[Array, " features"] | None
+    ) -> Float[Array, "width width"]:
+        """D M Dᵀ on the atoms `at`."""
+        atoms = self.dictionary[at]
+        return jax.vmap(lambda d: self._bend_one(x, reconstruction, d))(atoms) @ atoms.T
+
+
+def _widths(atoms: int) -> list[int]:
+    """16, 32, 64, … up to the number of atoms."""
+    widths = [16]
+    while widths[-1] < atoms:
+        widths.append(2 * widths[-1])
+    return [*(w for w in widths if w < atoms), atoms]

@@ -1,0 +1,95 @@
+"""Elastic-net sparse codes of samples in a dictionary: the inner problem of task-driven dictionary learning."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Scalar
+
+from bilevel.core.requirements import Requirement, as_float_array, finite, nonnegative
+from bilevel.objectives.base import check_float
+from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
+from bilevel.objectives.sample_hessian import SampleHessian
+from bilevel.prox import L1
+
+Data = Float[Array, "samples features"]
+Codes = Float[Array, "samples atoms"]
+
+
+class SparseCoding(AbstractLeastSquares):
+    """min over codes C of  Σᵢ loss(xᵢ, (C D)ᵢ) + l1 ‖C‖₁ + ½ l2 ‖C‖²_F,  for samples X, one a row.
+
+    `loss(x, reconstruction)` takes one sample and its reconstruction, both of shape `(features,)`, to a number; it
+    must be convex and twice differentiable in the reconstruction, and may be an Equinox module with parameters. `None`
+    is the squared error ½‖x − Dᵀc‖², which has the fast path. The parametrization l1 · (|c| + ½ γ c²) of the
+    literature is l2 = l1 γ.
+
+    Atoms are the rows of `dictionary`; their norms are the caller's business.
+
+    !!! cite
+        J. Mairal, F. Bach, J. Ponce: Task-driven dictionary learning. 2012.
+    """
+
+    samplewise: ClassVar[bool] = True
+
+    dictionary: Float[Array, "atoms features"]
+    l1: Scalar
+    l2: Scalar
+    loss: Callable[[Array, Array], Scalar] | None
+
+    def __init__(
+        self,
+        dictionary: ArrayLike,
+        l1: ArrayLike,
+        l2: ArrayLike = 0.0,
+        loss: Callable[[Array, Array], Scalar] | None = None,
+    ):
+        dictionary = as_float_array("dictionary", dictionary)
+        self.dictionary = check_float("dictionary", dictionary, ("atoms", "features"))
+        self.l1 = as_float_array("l1", l1, ndim=0).astype(dictionary.dtype)
+        self.l2 = as_float_array("l2", l2, ndim=0).astype(dictionary.dtype)
+        if loss is not None and not callable(loss):
+            raise ValueError(f"`loss` must be None or a function of (x, reconstruction), got {loss!r}.")
+        self.loss = loss
+
+    def requirements(self) -> list[Requirement]:
+        return [finite("dictionary", self.dictionary), nonnegative("l1", self.l1), nonnegative("l2", self.l2)]
+
+    def check_data(self, data: Data) -> None:
+        X = check_float("X", data, ("samples", "features"), self.dictionary.dtype)
+        if X.shape[1] != self.dictionary.shape[1]:
+            raise ValueError(
+                f"`X` has {X.shape[1]} features, but the atoms of `dictionary` have {self.dictionary.shape[1]}. "
+                "Samples and atoms are rows."
+            )
+
+    def sample_loss(self, x: Float[Array, " features"], reconstruction: Float[Array, " features"]) -> Scalar:
+        """The reconstruction loss of one sample."""
+        return 0.5 * jnp.sum((x - reconstruction) ** 2) if self.loss is None else self.loss(x, reconstruction)
+
+    def smooth(self, params: Codes, data: Data) -> Scalar:
+        losses = jax.vmap(self.sample_loss)(data, params @ self.dictionary)
+        return jnp.sum(losses) + 0.5 * self.l2 * jnp.sum(params**2)
+
+    def penalty(self) -> L1:
+        return L1(self.l1)
+
+    def init(self, data: Data) -> Codes:
+        return jnp.zeros((data.shape[0], self.dictionary.shape[0]), data.dtype)
+
+    def lipschitz(self, data: Data) -> Scalar | None:
+        if self.loss is not None:
+            return None
+        D = self.dictionary
+        gram = D @ D.T if D.shape[0] <= D.shape[1] else D.T @ D
+        return jnp.linalg.eigvalsh(gram)[-1] + self.l2
+
+    def least_squares(self, data: Data) -> LeastSquares | None:
+        ridge = jnp.broadcast_to(self.l2, self.dictionary.shape[:1])
+        return LeastSquares(self.dictionary.T, data.T, ridge) if self.loss is None else None
+
+    def hessian(self, params: Codes, data: Data) -> SampleHessian:
+        support = self.penalty().support(self.prox_gradient(params, data, self.local_lipschitz(params, data)))
+        reconstruction = None if self.loss is None else params @ self.dictionary
+        return SampleHessian(self.dictionary, self.l2, support, data, reconstruction, self.loss)

@@ -1,0 +1,62 @@
+"""Weights that are not negative and sum to a given total."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar, ScalarLike
+
+from bilevel.core.requirements import Requirement, as_float_array, positive
+from bilevel.prox.base import AbstractConstraint, AbstractPolyhedralPenalty
+
+
+def _number(total: ScalarLike) -> Array:
+    return as_float_array("total", total, ndim=0)
+
+
+class Simplex(AbstractConstraint, AbstractPolyhedralPenalty):
+    """{y : y ≥ 0, Σ y = total}, for each row (`axis=-1`), along another axis, or for the whole leaf (`axis=None`).
+
+    The directions of a face are those which leave the zeros alone and sum to zero over the rest.
+
+    !!! cite
+        J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra: Efficient projections onto the l1-ball for learning in high
+        dimensions. 2008.
+    """
+
+    total: Scalar = eqx.field(converter=_number, default=1.0)
+    axis: int | None = eqx.field(static=True, default=-1)
+
+    def requirements(self) -> list[Requirement]:
+        return [positive("total", self.total)]
+
+    def project(self, params: PyTree) -> PyTree:
+        return jax.tree.map(self._project_leaf, params)
+
+    def _project_leaf(self, x: Array) -> Array:
+        if self.axis is None:
+            return self._project_vector(x.reshape(-1)).reshape(x.shape)
+        return jnp.apply_along_axis(self._project_vector, self.axis, x)
+
+    def _project_vector(self, x: Array) -> Array:
+        # Optax's projection of a vector loses `total` to rounding where entries are much larger, and cannot be
+        # differentiated under strict promotion. A shift changes nothing, and what is `total` below the largest is 0.
+        total = self.total.astype(x.dtype)
+        x = jnp.maximum(x - jax.lax.stop_gradient(jnp.max(x)), -total)
+        # The projection is max(x − τ, 0) with τ = max over k of (x₍₁₎ + … + x₍ₖ₎ − total) / k, where x₍₁₎ ≥ x₍₂₎ ≥ ….
+        sums = jnp.cumsum(jnp.sort(jax.lax.stop_gradient(x), descending=True))
+        threshold = jnp.max((sums - jax.lax.stop_gradient(total)) / jnp.arange(1, x.size + 1, dtype=x.dtype))
+        rests = x <= threshold
+        # With the resting entries known, τ is linear in the others: more exact, and with the right derivative.
+        free_sum, count = jnp.sum(jnp.where(rests, 0, x)), jnp.sum(~rests).astype(x.dtype)
+        return jnp.maximum(jnp.where(rests, 0, x - (free_sum - total) / count), 0)
+
+    def support(self, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x > 0, params)
+
+    def restrict(self, params: PyTree, direction: PyTree) -> PyTree:
+        def of_leaf(free: Array, d: Array) -> Array:
+            d = jnp.where(free, d, 0)
+            count = jnp.maximum(jnp.sum(free, axis=self.axis, keepdims=True), 1).astype(d.dtype)
+            return jnp.where(free, d - jnp.sum(d, axis=self.axis, keepdims=True) / count, 0)
+
+        return jax.tree.map(of_leaf, self.support(params), direction)

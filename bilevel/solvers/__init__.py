@@ -1,0 +1,18 @@
+"""Floor 3: how an inner problem is solved."""
+
+from bilevel.solvers.base import AbstractSolver as AbstractSolver
+from bilevel.solvers.exact import Exact as Exact
+from bilevel.solvers.jaxopt_adapter import (
+    BFGS as BFGS,
+    LBFGS as LBFGS,
+    AndersonAcceleration as AndersonAcceleration,
+    BlockCoordinateDescent as BlockCoordinateDescent,
+    GradientDescent as GradientDescent,
+    MirrorDescent as MirrorDescent,
+    NonlinearCG as NonlinearCG,
+    OptaxSolver as OptaxSolver,
+    ProjectedGradient as ProjectedGradient,
+    ProximalGradient as ProximalGradient,
+    ScipyMinimize as ScipyMinimize,
+)
+from bilevel.solvers.sparse_coder import SparseCoder as SparseCoder

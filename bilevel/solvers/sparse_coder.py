@@ -1,0 +1,140 @@
+"""The batched specialist for elastic-net sparse codes with squared error."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
+
+from bilevel.core import Solution
+from bilevel.objectives import AbstractObjective, SparseCoding
+from bilevel.objectives.sample_hessian import SampleHessian
+from bilevel.solvers.base import AbstractSolver, check_options, refuse
+from bilevel.solvers.loop import default_tol, iterate, verdict
+
+#: Accelerated steps between two attempts to finish by Newton's method.
+STEPS_PER_ROUND = 25
+
+Codes = Float[Array, "samples atoms"]
+
+
+class SparseCoder(AbstractSolver):
+    """Accelerated proximal gradient on the Gram matrix finds each sample's support, a Newton step finishes it.
+
+    Samples are independent: each has its own momentum, restarted when it points uphill, and its own verdict. On the
+    right support S with signs σ the codes are one small linear solve,
+
+        (D_S D_Sᵀ + l2 I) c_S = D_S x − l1 σ,
+
+    whose answer is taken for a sample only where it meets the optimality conditions of the whole problem. So codes are
+    exact to rounding, and a sample's codes do not depend on its batch mates. Where no Newton step is ever good
+    (duplicated atoms with l2 = 0: a singular system) the gradient steps converge by themselves.
+
+    **Attributes:**
+
+    - `tol`: the bound on the relative optimality error of the worst sample; None is 1e-5 in 32 bits, 1e-8 in 64.
+    - `max_steps`: the most gradient steps to take.
+
+    !!! cite
+        A. Beck, M. Teboulle: A fast iterative shrinkage-thresholding algorithm for linear inverse problems. 2009.
+        B. O'Donoghue, E. Candès: Adaptive restart for accelerated gradient schemes. 2015.
+        X. Li, D. Sun, K.-C. Toh: A highly efficient semismooth Newton augmented Lagrangian method for solving Lasso
+        problems. 2018.
+    """
+
+    tol: ScalarLike | None = None
+    max_steps: int = 10_000
+
+    def __check_init__(self):
+        check_options(self.tol, self.max_steps)
+
+    def check(self, objective: AbstractObjective) -> None:
+        if not isinstance(objective, SparseCoding):
+            raise refuse(self, objective, "it is not SparseCoding", "ProximalGradient()")
+        if objective.loss is not None:
+            raise refuse(self, objective, "its loss is not the squared error", "ProximalGradient()")
+
+    def run(self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: bool = False) -> Solution:
+        assert isinstance(objective, SparseCoding)
+        problem = _Problem.of(objective, data)
+        tol = jnp.asarray(default_tol(init) if self.tol is None else self.tol).astype(init.dtype)
+        start = _State(init, init, jnp.ones_like(init[:, :1]), problem.errors(init))
+
+        def round_of_steps(state: _State) -> _State:
+            # The Newton step has no derivative where its system is singular, so it stays out of what is unrolled.
+            state = state if unroll else _finish(problem, state, tol)
+            state, _ = jax.lax.scan(lambda s, _: (_accelerated_step(problem, s), None), state, length=STEPS_PER_ROUND)
+            return state._replace(errors=problem.errors(state.codes))
+
+        done = lambda state: jnp.all(state.errors <= tol)
+        rounds = -(-self.max_steps // STEPS_PER_ROUND)
+        state, count = iterate(round_of_steps, done, start, rounds, unroll)
+        state = state if unroll else _finish(problem, state, jnp.inf)
+        return verdict(state.codes, jnp.max(state.errors), tol, count * STEPS_PER_ROUND, rounds * STEPS_PER_ROUND)
+
+
+class _Problem(NamedTuple):
+    """½ cᵀ(G + l2 I)c − bᵀc + l1‖c‖₁ for each sample."""
+
+    objective: SparseCoding
+    data: Float[Array, "samples features"]
+    gram: Float[Array, "atoms atoms"]
+    correlations: Codes
+    lipschitz: Scalar
+
+    @classmethod
+    def of(cls, objective: SparseCoding, data: Float[Array, "samples features"]) -> "_Problem":
+        D = objective.dictionary
+        lipschitz = objective.local_lipschitz(objective.init(data), data)
+        return cls(objective, data, D @ D.T, data @ D.T, lipschitz)
+
+    def prox_gradient(self, codes: Codes) -> Codes:
+        gradient = codes @ self.gram + self.objective.l2 * codes - self.correlations
+        return self.objective.penalty().prox(codes - gradient / self.lipschitz, 1 / self.lipschitz)
+
+    def errors(self, codes: Codes) -> Float[Array, " samples"]:
+        """`SparseCoding.optimality_error` of each sample, on the Gram matrix."""
+        residual = self.lipschitz * _norms(codes - self.prox_gradient(codes))
+        scale = _norms(self.correlations) + self.lipschitz * _norms(codes)
+        return jnp.where(scale > 0, residual / jnp.where(scale > 0, scale, 1), 0)
+
+
+class _State(NamedTuple):
+    """`ahead` is the extrapolated point and `momentum` FISTA's t, one for each sample."""
+
+    codes: Codes
+    ahead: Codes
+    momentum: Float[Array, "samples 1"]
+    errors: Float[Array, " samples"]
+
+
+def _accelerated_step(problem: _Problem, state: _State) -> _State:
+    codes = problem.prox_gradient(state.ahead)
+    moved = codes - state.codes
+    uphill = jnp.sum((state.ahead - codes) * moved, axis=1, keepdims=True) > 0
+    momentum = jnp.where(uphill, 1, state.momentum)
+    following = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
+    return state._replace(codes=codes, ahead=codes + (momentum - 1) / following * moved, momentum=following)
+
+
+def _finish(problem: _Problem, state: _State, tol: ScalarLike) -> _State:
+    """The Newton step on the present support and signs, for those samples that it brings within `tol`, and nearer."""
+    objective = problem.objective
+    signs = jnp.sign(state.codes)
+    hessian = SampleHessian(objective.dictionary, objective.l2, signs != 0, problem.data, None, None)
+    right = jnp.where(signs != 0, problem.correlations - objective.l1 * signs, 0)
+    finished = hessian.solve(right)
+    errors = problem.errors(finished)
+    # A singular system gives NaN, which compares as false.
+    good = (errors <= tol) & (errors < state.errors)
+    keep = lambda new, old: jnp.where(good[:, None], new, old)
+    return _State(
+        keep(finished, state.codes),
+        keep(finished, state.ahead),
+        keep(jnp.ones_like(state.momentum), state.momentum),
+        jnp.where(good, errors, state.errors),
+    )
+
+
+def _norms(rows: Codes) -> Float[Array, " samples"]:
+    return jnp.sqrt(jnp.sum(rows**2, axis=1))

@@ -1,0 +1,17 @@
+"""Every test runs in 64 bits, with strict promotion of ranks and dtypes; annotations are checked at run time."""
+
+import itertools
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def getkey():
+    """A function that returns a new random key at each call, the same sequence in every test."""
+    counter = itertools.count()
+    return lambda: jax.random.fold_in(jax.random.key(20260), next(counter))
