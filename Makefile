@@ -56,6 +56,18 @@ types: env
 unit: env
 	$(RUN) -m pytest -n $(WORKERS)
 
+# The oldest versions that pyproject.toml admits, resolved anew. SciPy stays new: scikit-learn bounds it.
+.venv-oldest/.installed: pyproject.toml | $(UV)
+	"$(UV)" venv --quiet --clear --python "$(PYTHON)" .venv-oldest
+	"$(UV)" pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable ".[plots]"
+	"$(UV)" pip freeze --python .venv-oldest/bin/python --exclude-editable > .venv-oldest/oldest.txt
+	"$(UV)" pip install --quiet --python .venv-oldest/bin/python --constraint .venv-oldest/oldest.txt \
+		pytest pytest-xdist hypothesis beartype pandas hatchling editables uv
+	touch $@
+
+oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --ignore=tests/test_packaging.py -W ignore::DeprecationWarning
+
 lock: | $(UV)
 	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
 		--extra plots --group dev --custom-compile-command "make lock" --output-file requirements.lock

@@ -8,5 +8,13 @@ from bilevel.differentiation import (
     Unrolled as Unrolled,
     argmin as argmin,
 )
+from bilevel.outer import (
+    BilevelProblem as BilevelProblem,
+    Constrained as Constrained,
+    Fitted as Fitted,
+    Trainer as Trainer,
+    TrainingState as TrainingState,
+    Variables as Variables,
+)
 
 __version__ = "0.1.0"

@@ -1,11 +1,13 @@
 """Linear operators that know how to solve themselves, in Lineax's terms."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -38,45 +40,84 @@ class AbstractSymmetricOperator(lx.AbstractLinearOperator):
         return lx.FunctionLinearOperator(self.mv, self.in_structure()).as_matrix()
 
 
-class SelfSolve(lx.AbstractLinearSolver):
-    """Ask the operator, an `AbstractSymmetricOperator`, to solve itself."""
+def solve(
+    operator: lx.AbstractLinearOperator, vector: PyTree, linear_solver: lx.AbstractLinearSolver | None = None
+) -> PyTree:
+    """A⁻¹ vector, differentiable in both modes and any number of times; NaN where the solve failed.
 
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> AbstractSymmetricOperator:
-        del options
-        if not isinstance(operator, AbstractSymmetricOperator):
-            raise ValueError(
-                f"SelfSolve needs an operator with a solve of its own, got {type(operator).__name__}. "
-                "Use lineax.CG or lineax.GMRES for it."
-            )
-        return operator
+    By a Lineax solver. None: the operator's own solve where it has one, conjugate gradient where it is positive
+    definite, else GMRES.
+    """
+    symmetric, positive = lx.is_symmetric(operator), lx.is_positive_semidefinite(operator)
+    tags = lx.positive_semidefinite_tag if positive else lx.symmetric_tag if symmetric else ()
 
-    def compute(
-        self, state: AbstractSymmetricOperator, vector: PyTree, options: dict[str, Any]
-    ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
-        del options
-        return state.solve(vector), lx.RESULTS.successful, {}
+    def by_lineax(apply: Callable[[PyTree], PyTree], vector: PyTree) -> PyTree:
+        function = lx.FunctionLinearOperator(apply, operator.in_structure(), tags=tags)
+        if linear_solver is None:
+            return _krylov(function, vector)
+        answer, result, _ = linear_solver.compute(linear_solver.init(function, {}), vector, {})
+        return _scale(jnp.where(result == lx.RESULTS.successful, 1.0, jnp.nan), answer)
 
-    def transpose(self, state: AbstractSymmetricOperator, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return state, options
-
-    def conj(self, state: AbstractSymmetricOperator, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return state, options
-
-    def assume_full_rank(self) -> bool:
-        return True
+    by = by_lineax
+    if linear_solver is None and isinstance(operator, AbstractSymmetricOperator):
+        by = lambda _, vector: operator.solve(vector)
+    # Not `lineax.linear_solve`: in reverse mode it raises where the answer is not finite, even with `throw=False`, so
+    # that one sample without a derivative would take all others with it.
+    return jax.lax.custom_linear_solve(operator.mv, vector, by, by, symmetric=symmetric)
 
 
-def linear_solver_for(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearSolver:
-    """The operator's own solve where it has one, conjugate gradient where it is positive definite, else GMRES."""
-    if isinstance(operator, AbstractSymmetricOperator):
-        return SelfSolve()
-    leaves = jax.tree.leaves(operator.in_structure())
-    size, eps = sum(leaf.size for leaf in leaves), float(jnp.finfo(leaves[0].dtype).eps)
+def _krylov(operator: lx.AbstractLinearOperator, vector: PyTree) -> PyTree:
+    """By CG or GMRES, in units in which Lineax's absolute constants make sense.
+
+    Those are: tolerances entry by entry, which without an absolute one are 0 / 0 at a zero of b; a residual below ε,
+    a breakdown; a curvature below 100 n ε, a singular operator. So b is scaled to norm 1, and A to about 1 / ε.
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(vector))
+    norm = optax.tree.norm(vector)
+    eps = float(jnp.finfo(norm.dtype).eps)
     # A hundred roundings above the floor that the precision sets for a residual.
-    tol = 100 * eps
+    options: dict[str, Any] = dict(rtol=100 * eps, atol=100 * eps, max_steps=10 * size + 100)
     if lx.is_positive_semidefinite(operator):
-        return lx.CG(rtol=tol, atol=0.0, max_steps=10 * size + 100)
-    return lx.GMRES(rtol=tol, atol=0.0, restart=min(size, 100), max_steps=10 * size + 100)
+        # The residual by recurrence goes below every tolerance. Computed anew every few steps, as Lineax does by
+        # default, it stalls above this one for condition numbers over 1e4, and the search directions diverge.
+        tags, solver = lx.positive_semidefinite_tag, lx.CG(**options, stabilise_every=None)
+    else:
+        tags, solver = (), lx.GMRES(**options, restart=min(size, 100), stagnation_iters=3)
+    unit = _scale(1 / jnp.where(norm > 0, norm, 1), vector)
+    bend = optax.tree.norm(operator.mv(unit))
+    scale = 1 / (eps * jnp.where(bend > 0, bend, 1))
+    scaled = lx.FunctionLinearOperator(lambda v: _scale(scale, operator.mv(v)), operator.in_structure(), tags=tags)
+    state: Any = solver.init(scaled, {})
+    answer, result, _ = solver.compute(state, unit, {})
+    # GMRES calls itself stagnant where rounding keeps it from the tolerance: what counts is where it stands.
+    residual = optax.tree.norm(optax.tree.sub(scaled.mv(answer), unit))
+    good = (result == lx.RESULTS.successful) | (residual <= eps**0.5)
+    return _scale(jnp.where(good, norm * scale, jnp.nan), answer)
+
+
+def cholesky_solve(matrix: Float[Array, "n n"], right: Float[Array, "n *columns"]) -> Float[Array, "n *columns"]:
+    """A⁻¹ right for a symmetric positive definite A; NaN where A is singular to rounding.
+
+    Scaled to a unit diagonal, as Cholesky's errors do not depend on the units of the coordinates, A is perturbed by
+    ε ‖A‖, and thereby A⁻¹v by a part ε ‖A‖ ‖A⁻¹v‖ / ‖v‖ of its length, for most v. Where that is above 1 % for a fixed
+    v, the answer would be noise, which may well be finite.
+    """
+    n, eps = len(matrix), jnp.finfo(matrix.dtype).eps
+    diagonal = jnp.diagonal(matrix)
+    scale = 1 / jnp.sqrt(jnp.where(diagonal == 0, 1, diagonal))[:, None]
+    unit = scale * matrix * scale.T
+    probe = np.random.default_rng(0).normal(size=n)
+    probe = jnp.asarray(probe / np.linalg.norm(probe), matrix.dtype)
+    columns = jnp.concatenate([probe[:, None], scale * right.reshape(n, -1)], axis=1)
+    answers = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(unit), True), columns)
+    noise = eps * jnp.linalg.norm(unit) * jnp.linalg.norm(answers[:, 0])
+    # A factor, so that the derivatives are NaN too.
+    good = jnp.where(noise <= 0.01, 1.0, jnp.nan).astype(matrix.dtype)
+    return (good * scale * answers[:, 1:]).reshape(right.shape)
+
+
+def _scale(factor: Array, vector: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: factor.astype(x.dtype) * x, vector)
 
 
 @lx.linearise.register(AbstractSymmetricOperator)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool
+from jaxtyping import Array, Bool
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class Requirement(NamedTuple):
     message: str
 
 
-def finite(name: str, value: ArrayLike) -> Requirement:
+def finite(name: str, value: Any) -> Requirement:
     """Every entry of `value` is a number."""
     value = _real(name, value)
     with eagerly(value):
@@ -30,17 +30,17 @@ def finite(name: str, value: ArrayLike) -> Requirement:
     return Requirement(holds, f"`{name}` has {number}entries that are NaN or infinite. Remove or impute them.")
 
 
-def nonnegative(name: str, value: ArrayLike) -> Requirement:
+def nonnegative(name: str, value: Any) -> Requirement:
     """Every entry of `value` is finite and ≥ 0."""
     return _within(name, value, lambda x: x >= 0, "finite and not negative")
 
 
-def positive(name: str, value: ArrayLike) -> Requirement:
+def positive(name: str, value: Any) -> Requirement:
     """Every entry of `value` is finite and > 0."""
     return _within(name, value, lambda x: x > 0, "finite and positive")
 
 
-def ordered(low_name: str, low: ArrayLike, high_name: str, high: ArrayLike) -> Requirement:
+def ordered(low_name: str, low: Any, high_name: str, high: Any) -> Requirement:
     """low ≤ high, entry by entry; NaN is neither."""
     low, high = _real(low_name, low), _real(high_name, high)
     with eagerly(low, high), jax.numpy_dtype_promotion("standard"):
@@ -74,7 +74,7 @@ def all_hold(requirements: Iterable[Requirement]) -> Bool[Array, ""]:
     return holds
 
 
-def as_float_array(name: str, value: ArrayLike, *, ndim: int | None = None) -> Array:
+def as_float_array(name: str, value: Any, *, ndim: int | None = None) -> Array:
     """`value` as an array of real floating numbers, or `ValueError`; `ndim` is the number of axes it must have."""
     array = _real(name, value)
     # A Python integer such as `alpha=1` is a number; an integer array is most likely a mistake.
@@ -100,7 +100,7 @@ def eagerly(*values: object) -> AbstractContextManager:
     return nullcontext() if traced else jax.ensure_compile_time_eval()
 
 
-def _real(name: str, value: ArrayLike) -> Array:
+def _real(name: str, value: Any) -> Array:
     """`value` as an array of real numbers, or `ValueError`."""
     try:
         with eagerly(value):
@@ -112,7 +112,7 @@ def _real(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def _within(name: str, value: ArrayLike, predicate: Callable[[Array], Array], bound: str) -> Requirement:
+def _within(name: str, value: Any, predicate: Callable[[Array], Array], bound: str) -> Requirement:
     value = _real(name, value)
     with eagerly(value):
         good = predicate(value) & jnp.isfinite(value)
@@ -126,4 +126,9 @@ def _first_violation(good: Array, *values: Array) -> str:
     if is_traced(good) or jnp.all(good):
         return ""
     index = tuple(int(i) for i in jnp.argwhere(~good)[0])
-    return ", got " + " and ".join(str(value[index]) for value in values) + (f" at index {index}" if index else "")
+    # The number alone, where the value carries a tangent.
+    return (
+        ", got "
+        + " and ".join(str(jax.lax.stop_gradient(value)[index]) for value in values)
+        + (f" at index {index}" if index else "")
+    )

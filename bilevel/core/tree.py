@@ -14,21 +14,19 @@ T = TypeVar("T")
 
 
 def to_arrays(tree: T) -> T:
-    """Python and NumPy numbers of the floating kind become JAX arrays, so that a new value never recompiles."""
-    is_number = lambda x: isinstance(x, float | np.ndarray | np.floating) and not isinstance(x, bool)
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype=jnp.asarray(x).dtype) if is_number(x) else x, tree)
+    """NumPy arrays and floating numbers become JAX arrays, so that a new value never recompiles."""
+    is_numeric = lambda x: isinstance(x, float | np.floating | np.ndarray)
+    return jax.tree.map(lambda x: _strongly_typed(x) if is_numeric(x) else x, tree)
 
 
 def float_arrays(tree: T) -> T:
-    """Every leaf that is a number or an array of integers becomes an array of the default floating dtype."""
+    """Every leaf that is a number or an array becomes an inexact array, of the default dtype where it was none."""
 
     def of_leaf(x: Any) -> Any:
-        if isinstance(x, int | float | np.ndarray | np.number) or eqx.is_array(x):
-            with eagerly(x):
-                x = jnp.asarray(x)
-                # Not weakly typed: a weak and a strong 0.5 would be two types to the compiler.
-                return x.astype(x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.result_type(float))
-        return x
+        if not (isinstance(x, int | float | np.number | np.ndarray) or eqx.is_array(x)):
+            return x
+        x = _strongly_typed(x)
+        return x if jnp.issubdtype(x.dtype, jnp.inexact) else _strongly_typed(x, float)
 
     return jax.tree.map(of_leaf, tree)
 
@@ -63,3 +61,24 @@ def all_finite(tree: PyTree) -> Array:
 def where(condition: Array, a: T, b: T) -> T:
     """Leaf by leaf `jnp.where`; leaves that are not arrays come from `a`."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y) if eqx.is_array(x) else x, a, b)
+
+
+def nan_unless(good: Array, tree: T) -> T:
+    """`tree`, all NaN unless `good`; so are derivatives through it, in both modes.
+
+    By a factor: of `where(good, x, nan)` reverse mode sees the slope 0, a number.
+    """
+    factor = jnp.where(good, 1.0, jnp.nan)
+    return jax.tree.map(lambda x: factor.astype(x.dtype) * x if eqx.is_inexact_array(x) else x, tree)
+
+
+def constant(tree: T) -> T:
+    """`tree`, held constant under differentiation."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
+
+
+def _strongly_typed(x: Any, dtype: Any = None) -> Array:
+    """`x` as an array, concrete where `x` is; a weak and a strong 0.5 would be two types to the compiler."""
+    with eagerly(x):
+        x = jnp.asarray(x)
+        return x.astype(dtype or x.dtype)

@@ -56,11 +56,9 @@ def argmin(
     raise_where_violated(requirements)
     # A traced value that is out of its range is an error of the run; or a result, where the caller wants no errors.
     traced = [r for r in requirements if is_traced(r.holds)]
-    if throw:
-        init = guard(init, traced)
     run = _apply if solver.on_host() else _apply_jit
     solution = run(diff, tree.to_arrays(solver), objective, data, init, all_hold(traced) if traced else None)
-    return _raise_on_failure(solution) if throw else solution
+    return _raise_on_failure(solution, traced) if throw else solution
 
 
 def default_solver(objective: AbstractObjective) -> AbstractSolver:
@@ -80,18 +78,21 @@ def _apply(
     init: PyTree,
     valid: Any,
 ) -> Solution:
+    if valid is not None:
+        objective, data = tree.nan_unless(valid, (objective, data))
     objective, start, restore = partition(objective, init)
     solution = diff.apply(solver, objective, data, start)
+    params, result = solution.params, solution.result
     if valid is not None:
-        result = RESULTS.where(valid, solution.result, RESULTS.invalid_input)
-        solution = eqx.tree_at(lambda s: s.result, solution, result)
-    return eqx.tree_at(lambda s: s.params, solution, restore(solution.params))
+        params = tree.nan_unless(valid, params)
+        result = RESULTS.where(valid, result, RESULTS.invalid_input)
+    return Solution(restore(params), result, solution.stats)
 
 
 _apply_jit = eqx.filter_jit(_apply)
 
 
-def _raise_on_failure(solution: Solution) -> Solution:
+def _raise_on_failure(solution: Solution, requirements: list[Requirement]) -> Solution:
     result, stats = solution.result, solution.stats
     if not result.is_traced():
         if result != RESULTS.successful:
@@ -103,7 +104,8 @@ def _raise_on_failure(solution: Solution) -> Solution:
         return solution
     failed = result != RESULTS.successful
     arrays, static = eqx.partition(solution.params, eqx.is_array)
-    arrays = result.error_if(arrays, failed)
+    # First those that name the argument.
+    arrays = result.error_if(guard(arrays, requirements), failed)
     return eqx.tree_at(lambda s: s.params, solution, eqx.combine(arrays, static))
 
 

@@ -4,13 +4,12 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import lineax as lx
 import optax
 from jaxtyping import PyTree
 
-from bilevel.core import RESULTS, Solution
-from bilevel.core.operators import linear_solver_for
+from bilevel.core import RESULTS, Solution, tree
+from bilevel.core.operators import solve
 from bilevel.differentiation.base import AbstractDifferentiation
 from bilevel.objectives import AbstractObjective
 from bilevel.prox import AbstractPolyhedralPenalty
@@ -45,11 +44,7 @@ class Implicit(AbstractDifferentiation):
 
     def apply(self, solver: AbstractSolver, objective: AbstractObjective, data: PyTree, init: PyTree) -> Solution:
         # Nothing flows to solver and start, so they carry no tangents into the rule.
-        solver, init = (
-            jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, part)
-            for part in (solver, init)
-        )
-        return _implicit_argmin((objective, data), solver, init, self)
+        return _implicit_argmin((objective, data), tree.constant(solver), tree.constant(init), self)
 
 
 @eqx.filter_custom_jvp
@@ -89,6 +84,8 @@ def _implicit_argmin_jvp(primals: tuple, tangents: tuple) -> tuple[Solution, Sol
     params = solution.params
     objective, data = inputs
     lipschitz = objective.local_lipschitz(params, data)
+    # At both ends of the rule, as in between the projection on the support would hide it from some entries.
+    good = (solution.result == RESULTS.successful) | (diff.on_failure == "ignore")
     moving = jax.tree.map(lambda t: t is not None, tangents[0], is_leaf=lambda t: t is None)
     moving, still = eqx.partition(inputs, moving)
 
@@ -96,16 +93,14 @@ def _implicit_argmin_jvp(primals: tuple, tangents: tuple) -> tuple[Solution, Sol
         objective, data = eqx.combine(moving, still)
         return objective.optimality(params, data, lipschitz)
 
-    _, pushed = jax.jvp(optimality, (moving,), (tangents[0],))
+    _, pushed = jax.jvp(optimality, (moving,), (tree.nan_unless(good, tangents[0]),))
     penalty = objective.penalty()
     if penalty is None or isinstance(penalty, AbstractPolyhedralPenalty):
         motion = _solve_on_face(objective, params, data, pushed, lipschitz, diff.linear_solver)
     else:
         motion = _solve_fixed_point(objective, params, data, pushed, lipschitz, diff.linear_solver)
-    if diff.on_failure == "nan":
-        good = solution.result == RESULTS.successful
-        motion = jax.tree.map(lambda m: jnp.where(good, m, jnp.nan), motion)
     still = jax.tree.map(lambda _: None, solution)
+    motion = tree.nan_unless(good, motion)
     return solution, eqx.tree_at(lambda s: s.params, still, motion, is_leaf=lambda x: x is None)
 
 
@@ -118,7 +113,7 @@ def _solve_on_face(objective, params, data, pushed, lipschitz, linear_solver) ->
     _, dragged = jax.jvp(gradient, (params,), (resting,))
     right = jax.tree.map(lambda b, k, d: -(1 + stepsize * k) * b - d, pushed, curvature, dragged)
     operator = objective.hessian(params, data)
-    return optax.tree.add(resting, _solve(operator, restrict(right), linear_solver))
+    return optax.tree.add(resting, solve(operator, restrict(right), linear_solver))
 
 
 def _solve_fixed_point(objective, params, data, pushed, lipschitz, linear_solver) -> PyTree:
@@ -129,9 +124,4 @@ def _solve_fixed_point(objective, params, data, pushed, lipschitz, linear_solver
         return optax.tree.scale(1 / lipschitz, out)
 
     operator = lx.FunctionLinearOperator(push, jax.eval_shape(lambda: params))
-    return _solve(operator, optax.tree.scale(-1 / lipschitz, pushed), linear_solver)
-
-
-def _solve(operator: lx.AbstractLinearOperator, right: PyTree, linear_solver: lx.AbstractLinearSolver | None) -> PyTree:
-    solver = linear_solver_for(operator) if linear_solver is None else linear_solver
-    return lx.linear_solve(operator, right, solver, throw=False).value
+    return solve(operator, optax.tree.scale(-1 / lipschitz, pushed), linear_solver)

@@ -20,11 +20,13 @@ class Units(eqx.Module):
 
     **Attributes:**
 
-    - `lipschitz`: L, a Lipschitz constant of ∇f (an estimate where the objective knows none).
+    - `lipschitz`: L, a Lipschitz constant of ∇f (an estimate where the objective knows none), positive.
+    - `curvature`: the same, but 0 where f is linear.
     - `gradient`: ‖∇f(start)‖ at the objective's own start; one number for each sample where samples are independent.
     """
 
     lipschitz: Scalar
+    curvature: Scalar
     gradient: Array
 
 
@@ -81,17 +83,19 @@ class AbstractObjective(eqx.Module):
         return jax.grad(self.smooth)(params, data)
 
     def local_lipschitz(self, params: PyTree, data: PyTree) -> Scalar:
-        """`lipschitz` where it is known, else the largest |eigenvalue| of ∇²f(params), by power iteration.
+        """`lipschitz` where it is known, else the largest |eigenvalue| of ∇²f(params); 1 where that is 0.
 
         Held constant under differentiation: optimality vanishes at a solution for every L, so that no derivative of
         a solution depends on it.
         """
+        return _or_one(self._curvature(params, data))
+
+    def _curvature(self, params: PyTree, data: PyTree) -> Scalar:
         known = self.lipschitz(data)
         if known is None:
             apply = lambda v: hessian_vector_product(lambda p: self.smooth(p, data), params, v)
             known = power_iteration(apply, _pseudorandom_like(params))
-        eps = jnp.finfo(known.dtype).eps
-        return jax.lax.stop_gradient(jnp.where(known > eps, known, 1))
+        return jax.lax.stop_gradient(known)
 
     def prox_gradient(self, params: PyTree, data: PyTree, lipschitz: Scalar) -> PyTree:
         """T(y) = prox(y − ∇f(y) / L, 1 / L), whose fixed points are the solutions. Zeros of T(y) are exact."""
@@ -109,16 +113,18 @@ class AbstractObjective(eqx.Module):
     def units(self, params: PyTree, data: PyTree) -> Units:
         """What `optimality_error` is measured in; computed once, for a whole solve."""
         start = self.gradient(self.init(data), data)
-        return Units(self.local_lipschitz(params, data), self._norm(start))
+        curvature = self._curvature(params, data)
+        return Units(_or_one(curvature), curvature, self._norm(start))
 
     def optimality_error(self, params: PyTree, data: PyTree, units: Units) -> Scalar:
         """‖F(y)‖ / (‖∇f(start)‖ + L ‖y‖); that of the worst sample where samples are independent.
 
         The same for an objective scaled by any number, and for rescaled `params`. The second term of the denominator
-        is the size at which rounding perturbs ∇f, so that a tolerance well above machine epsilon can be met.
+        is the size at which rounding perturbs ∇f, so that a tolerance well above machine epsilon can be met. It is
+        absent where f is linear, lest running off to infinity look like convergence.
         """
         residual = self._norm(self.optimality(params, data, units.lipschitz))
-        scale = units.gradient + units.lipschitz * self._norm(params)
+        scale = units.gradient + units.curvature * self._norm(params)
         relative = residual / jnp.where(scale > 0, scale, 1)
         # Where the scale vanishes, so must the residual.
         return jnp.max(jnp.where(scale > 0, relative, jnp.where(residual > 0, jnp.inf, 0)))
@@ -164,6 +170,10 @@ class AbstractExactObjective(AbstractObjective):
     @abc.abstractmethod
     def minimizer(self, data: PyTree) -> PyTree:
         """argmin over params of f + g."""
+
+
+def _or_one(curvature: Scalar) -> Scalar:
+    return jnp.where(curvature > jnp.finfo(curvature.dtype).tiny, curvature, 1)
 
 
 def _pseudorandom_like(params: PyTree) -> PyTree:

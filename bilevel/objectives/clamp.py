@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, finite, positive
 from bilevel.objectives.base import AbstractExactObjective
-from bilevel.prox import Box, ShiftedL1
+from bilevel.prox import ShiftedL1
 
 
 class Clamp(AbstractExactObjective):
@@ -13,7 +13,7 @@ class Clamp(AbstractExactObjective):
 
     With ∂‖z − z₀‖₁ = sign, a coordinate above z₀ solves 1 + 2μ(z − c) = 0, one below it −1 + 2μ(z − c) = 0, and one
     at z₀ stays while |2μ(z₀ − c)| ≤ 1. The derivatives are those of the clamp: dz = dz₀ inside the interval, on its
-    ends dz = dc ∓ dμ/(2μ²); at a kink, the coordinate rests at the end of the interval.
+    ends dz = dc ∓ dμ/(2μ²); at a kink, where the two meet, the coordinate rests at z₀.
 
     Takes no data: `bl.argmin(Clamp(z0, mu=0.1))`.
     """
@@ -49,4 +49,5 @@ class Clamp(AbstractExactObjective):
 
     def minimizer(self, data: None = None) -> Float[Array, "..."]:
         radius = 1 / (2 * self.mu)
-        return Box(self.c - radius, self.c + radius).project(self.z0)
+        lower, upper = self.c - radius, self.c + radius
+        return jnp.where(self.z0 < lower, lower, jnp.where(self.z0 > upper, upper, self.z0))

@@ -66,10 +66,12 @@ class FunctionObjective(AbstractObjective):
                 "A FunctionObjective without `start` does not know the shape of `params`. Pass `start` to it, or "
                 "`init` to argmin."
             )
-        return jax.lax.stop_gradient(tree.float_arrays(self.start))
+        return tree.constant(tree.float_arrays(self.start))
 
     def hoist(self, params: PyTree, data: PyTree) -> "FunctionObjective":
+        start = params if self.start is None else self.start
         converted = eqx.filter_closure_convert(self.function, self.hyperparams, params, data)
-        if not any(is_traced(leaf) for leaf in jax.tree.leaves(converted)):
-            return self
-        return eqx.tree_at(lambda o: o.function, self, converted)
+        # A function that closes over nothing traced stays itself, lest each call compile anew.
+        function = converted if any(map(is_traced, jax.tree.leaves(converted))) else self.function
+        is_field = lambda x: x is None
+        return eqx.tree_at(lambda o: (o.function, o.start), self, (function, start), is_leaf=is_field)

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
-from bilevel.core.operators import AbstractSymmetricOperator
-from bilevel.core.requirements import Requirement, as_float_array, nonnegative
+from bilevel.core.operators import AbstractSymmetricOperator, cholesky_solve
+from bilevel.core.requirements import Requirement, as_float_array, nonnegative, positive, raise_where_violated
 from bilevel.objectives.base import AbstractExactObjective, check_float
 from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
 
@@ -30,7 +30,8 @@ class Ridge(AbstractExactObjective, AbstractLeastSquares):
 
         (XᵀX / n + diag α) w = Xᵀ y / n,
 
-    solved by Cholesky in the smaller of the two dimensions.
+    solved by Cholesky in the smaller of the two dimensions. With more features than samples, every alpha must be
+    positive.
 
     !!! cite
         A. Hoerl, R. Kennard: Ridge regression: biased estimation for nonorthogonal problems. 1970.
@@ -55,6 +56,9 @@ class Ridge(AbstractExactObjective, AbstractLeastSquares):
             raise ValueError(f"`y` has {len(y)} samples, but `X` has {len(X)}. Pass one row of `y` for each of `X`.")
         if self.alpha.ndim == 1 and len(self.alpha) != X.shape[1]:
             raise ValueError(f"`alpha` has {len(self.alpha)} entries, but `X` has {X.shape[1]} features.")
+        if X.shape[0] < X.shape[1]:
+            # Else the solution is not unique, or only the larger of the two systems has it.
+            raise_where_violated([positive("alpha", self.alpha)])
 
     def data_term(self, params: LinearModel, data: Data) -> Scalar:
         """(1/2n) Σᵢ ‖W xᵢ − yᵢ‖²: half the mean over samples of the *squared* residual."""
@@ -110,7 +114,7 @@ class RidgeHessian(AbstractSymmetricOperator):
     def _primal(self, right: Float[Array, "features *targets"]) -> Float[Array, "features *targets"]:
         n, features = self.X.shape
         matrix = self.X.T @ self.X / n + jnp.diag(jnp.broadcast_to(self.alpha, (features,)))
-        return _cholesky_solve(matrix, right)
+        return cholesky_solve(matrix, right)
 
     def _dual(self, right: Float[Array, "features *targets"]) -> Float[Array, "features *targets"]:
         # Woodbury, A = diag α:  (XᵀX/n + A)⁻¹ = A⁻¹ − A⁻¹ Xᵀ (n I + X A⁻¹ Xᵀ)⁻¹ X A⁻¹.
@@ -118,14 +122,10 @@ class RidgeHessian(AbstractSymmetricOperator):
         divide = lambda M: (M.T / _along_features(self.alpha, M.T)).T
         scaled = divide(right)
         small = n * jnp.eye(n, dtype=self.X.dtype) + self.X @ divide(self.X.T)
-        return scaled - divide(self.X.T @ _cholesky_solve(small, self.X @ scaled))
+        return scaled - divide(self.X.T @ cholesky_solve(small, self.X @ scaled))
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         return jax.eval_shape(lambda: LinearModel(jnp.zeros(self.shape, self.X.dtype)))
-
-
-def _cholesky_solve(matrix: Float[Array, "n n"], right: Float[Array, "n *targets"]) -> Float[Array, "n *targets"]:
-    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), right)
 
 
 def _along_features(alpha: Float[Array, "*features"], weight: Float[Array, "*targets features"]) -> Array:

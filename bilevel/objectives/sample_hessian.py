@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Scalar
 
-from bilevel.core.operators import AbstractSymmetricOperator
+from bilevel.core.operators import AbstractSymmetricOperator, cholesky_solve
 
 #: The most numbers that the blocks of one chunk of samples may take: 2²³ of them are 64 MiB in 64 bits.
 CHUNK_SIZE = 2**23
@@ -82,28 +82,36 @@ class SampleHessian(AbstractSymmetricOperator):
         gram: Float[Array, "atoms atoms"],
         width: int,
     ) -> Float[Array, " atoms"]:
-        # The support's indices, filled up to `width` with other atoms, whose rows are those of the identity.
+        if width == len(support):
+            block = gram if self.loss is None else self._block(self.dictionary, x, reconstruction)
+            return self._solve_block(block, support, vector)
+        # The support's indices, filled up to `width` with other atoms, whose rows become those of the identity.
         real, at = jax.lax.top_k(support.astype(jnp.int32), width)
-        real = real > 0
-        block = gram[at[:, None], at[None, :]] if self.loss is None else self._block(at, x, reconstruction)
-        both = real[:, None] & real[None, :]
-        diagonal = jnp.where(real, self.l2, 1)
-        block = jnp.where(both, block, 0) + jnp.diag(diagonal)
-        factor = jnp.linalg.cholesky(block)
-        inside = jax.scipy.linalg.cho_solve((factor, True), jnp.where(real, vector[at], 0))
-        return vector.at[at].set(jnp.where(real, inside, vector[at]))
+        if self.loss is None:
+            block = gram[at[:, None], at[None, :]]
+        else:
+            block = self._block(self.dictionary[at], x, reconstruction)
+        return vector.at[at].set(self._solve_block(block, real > 0, vector[at]))
+
+    def _solve_block(
+        self, block: Float[Array, "width width"], real: Bool[Array, " width"], vector: Float[Array, " width"]
+    ) -> Float[Array, " width"]:
+        matrix = jnp.where(real[:, None] & real[None, :], block, 0) + jnp.diag(jnp.where(real, self.l2, 1))
+        return jnp.where(real, cholesky_solve(matrix, jnp.where(real, vector, 0)), vector)
 
     def _block(
-        self, at: Int[Array, " width"], x: Float[Array, " features"], reconstruction: Float[Array, " features"] | None
+        self,
+        atoms: Float[Array, "width features"],
+        x: Float[Array, " features"],
+        reconstruction: Float[Array, " features"] | None,
     ) -> Float[Array, "width width"]:
-        """D M Dᵀ on the atoms `at`."""
-        atoms = self.dictionary[at]
+        """D M Dᵀ for these atoms."""
         return jax.vmap(lambda d: self._bend_one(x, reconstruction, d))(atoms) @ atoms.T
 
 
 def _widths(atoms: int) -> list[int]:
-    """16, 32, 64, … up to the number of atoms."""
-    widths = [16]
+    """32, 64, … up to the number of atoms."""
+    widths = [32]
     while widths[-1] < atoms:
         widths.append(2 * widths[-1])
     return [*(w for w in widths if w < atoms), atoms]

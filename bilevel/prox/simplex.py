@@ -1,15 +1,17 @@
 """Weights that are not negative and sum to a given total."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, PyTree, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, positive
 from bilevel.prox.base import AbstractConstraint, AbstractPolyhedralPenalty
 
 
-def _number(total: ScalarLike) -> Array:
+def _number(total: Any) -> Array:
     return as_float_array("total", total, ndim=0)
 
 
@@ -48,7 +50,8 @@ class Simplex(AbstractConstraint, AbstractPolyhedralPenalty):
         rests = x <= threshold
         # With the resting entries known, τ is linear in the others: more exact, and with the right derivative.
         free_sum, count = jnp.sum(jnp.where(rests, 0, x)), jnp.sum(~rests).astype(x.dtype)
-        return jnp.maximum(jnp.where(rests, 0, x - (free_sum - total) / count), 0)
+        projected = x - (free_sum - total) / count
+        return jnp.where(rests | (projected <= 0), 0, projected)
 
     def support(self, params: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x > 0, params)

@@ -3,11 +3,10 @@
 import abc
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import PyTree, ScalarLike
 
 from bilevel.core import Solution
-from bilevel.core.requirements import is_traced
+from bilevel.core.requirements import positive, raise_where_violated
 from bilevel.objectives import AbstractObjective
 
 
@@ -41,5 +40,5 @@ def check_options(tol: ScalarLike | None, max_steps: int) -> None:
     """Raise `ValueError` where what every iterative solver has is out of range."""
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"`max_steps` must be a whole number of at least 1, got {max_steps!r}.")
-    if tol is not None and not is_traced(tol) and not bool(jnp.all(jnp.asarray(tol) > 0)):
-        raise ValueError(f"`tol` must be positive, got {tol!r}. Pass None for the default.")
+    if tol is not None:
+        raise_where_violated([positive("tol", tol)])

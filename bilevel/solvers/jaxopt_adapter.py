@@ -221,14 +221,18 @@ class AndersonAcceleration(AbstractJaxoptSolver):
         pass
 
     def build(self, problem: Problem) -> Method:
-        step = lambda params: problem.objective.prox_gradient(params, problem.data, problem.scale)
+        # JAXopt extrapolates in the default dtype, so in 64-bit mode 32 bits become 64.
+        cast = lambda params, dtype: jax.tree.map(lambda p: p.astype(dtype), params)
+        widen = lambda params: cast(params, jnp.result_type(float))
+        narrow = lambda unknown: cast(unknown, problem.scale.dtype)
+        step = lambda unknown: widen(problem.objective.prox_gradient(narrow(unknown), problem.data, problem.scale))
         solver = jaxopt.AndersonAcceleration(
             fixed_point_fun=step,
             history_size=self.history_size,
             ridge=self.ridge,
             **problem.options(self.max_steps),
         )
-        return Method(solver)
+        return Method(solver, encode=widen, decode=narrow)
 
 
 class BlockCoordinateDescent(AbstractJaxoptSolver):

@@ -13,7 +13,7 @@ from bilevel.solvers.base import AbstractSolver, check_options, refuse
 from bilevel.solvers.loop import default_tol, iterate, verdict
 
 #: Accelerated steps between two attempts to finish by Newton's method.
-STEPS_PER_ROUND = 25
+STEPS_PER_ROUND = 40
 
 Codes = Float[Array, "samples atoms"]
 
@@ -61,15 +61,14 @@ class SparseCoder(AbstractSolver):
         start = _State(init, init, jnp.ones_like(init[:, :1]), problem.errors(init))
 
         def round_of_steps(state: _State) -> _State:
-            # The Newton step has no derivative where its system is singular, so it stays out of what is unrolled.
-            state = state if unroll else _finish(problem, state, tol)
             state, _ = jax.lax.scan(lambda s, _: (_accelerated_step(problem, s), None), state, length=STEPS_PER_ROUND)
-            return state._replace(errors=problem.errors(state.codes))
+            state = state._replace(errors=problem.errors(state.codes))
+            # The Newton step has no derivative where its system is singular, so it stays out of what is unrolled.
+            return state if unroll else _finish(problem, state, tol)
 
         done = lambda state: jnp.all(state.errors <= tol)
         rounds = -(-self.max_steps // STEPS_PER_ROUND)
         state, count = iterate(round_of_steps, done, start, rounds, unroll)
-        state = state if unroll else _finish(problem, state, jnp.inf)
         return verdict(state.codes, jnp.max(state.errors), tol, count * STEPS_PER_ROUND, rounds * STEPS_PER_ROUND)
 
 

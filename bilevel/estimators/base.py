@@ -1,0 +1,187 @@
+"""What the estimators share: precision, training of a dictionary, codes."""
+
+import contextlib
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Scalar
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bilevel.core import RESULTS, Solution
+from bilevel.differentiation import argmin
+from bilevel.estimators.initialization import initial_dictionary
+from bilevel.estimators.optimizer import cosine_adam
+from bilevel.objectives import SparseCoding
+from bilevel.outer import BilevelProblem, Constrained, Trainer, Variables
+from bilevel.outer.problem import OuterLoss
+from bilevel.prox import UnitBall
+
+FLOATS = (np.float64, np.float32)
+
+#: Epochs between two looks at whether the loss still falls.
+EPOCHS = 10
+
+
+class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """An estimator with a dictionary, `dictionary_` (components, features), and sparse codes in it."""
+
+    n_components: int | None
+    l1: float
+    l2: float
+    max_iter: int
+    tol: float
+    batch_size: int | None
+    learning_rate: float
+    init: str | np.ndarray
+    random_state: int | np.random.RandomState | None
+    verbose: bool
+    dictionary_: np.ndarray
+    usage_: np.ndarray
+    history_: dict[str, np.ndarray]
+    n_iter_: int
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The sparse codes of the samples X in the dictionary, (samples, components)."""
+        return self._codes(X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = TransformerMixin.__sklearn_tags__(self)
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    @property
+    def dead_atoms_(self) -> np.ndarray:
+        """The indices of the atoms that no training sample uses."""
+        return np.flatnonzero(self.usage_ == 0)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.dictionary_.shape[0]
+
+    def _codes(self, X: Any) -> np.ndarray:
+        """`transform`, as an array whatever `set_output` says."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=FLOATS, reset=False)
+        return encode(self.dictionary_, self.l1, self.l2, X)
+
+    def _learn_dictionary(self, X: np.ndarray, learning_rate: float, random: np.random.RandomState) -> np.ndarray:
+        """Learn a dictionary for the samples alone; returns their codes.
+
+        An atom that no sample uses has no gradient and would stay dead. Where there are such, they become the samples
+        that are reconstructed worst, and training begins anew, twice at most.
+        """
+        size = X.shape[1] if self.n_components is None else int(self.n_components)
+        start = initial_dictionary(X, size, self.init, random)
+        codes = self._train(reconstruction_loss, start, None, (X,), learning_rate, random)
+        for _ in range(2):
+            residuals = X - codes @ self.dictionary_
+            dead = self.dead_atoms_[: len(X)]
+            worst = np.argsort(-np.linalg.norm(residuals, axis=1))[: len(dead)]
+            if not np.any(residuals[worst]):
+                break
+            start = self.dictionary_.copy()
+            start[dead] = residuals[worst]
+            start = initial_dictionary(X, size, start, random)
+            codes = self._train(reconstruction_loss, start, None, (X,), learning_rate, random)
+        return codes
+
+    def _train(
+        self,
+        loss: OuterLoss,
+        dictionary: np.ndarray,
+        task: PyTree,
+        data: tuple,
+        learning_rate: float,
+        random: np.random.RandomState,
+    ) -> np.ndarray:
+        """Adam on dictionary and task for up to `max_iter` epochs, atoms in the unit ball; returns the codes."""
+        X = data[0]
+        variables = Variables(SparseCoding(dictionary, self.l1, self.l2), task)
+        problem = BilevelProblem(loss, variables, inner_data=_samples, train=_trained, constraints=[_UNIT_ATOMS])
+        batch_size = None if self.batch_size is None or self.batch_size >= len(X) else int(self.batch_size)
+        per_epoch = 1 if batch_size is None else -(-len(X) // batch_size)
+        num_steps, every = int(self.max_iter) * per_epoch, EPOCHS * per_epoch
+        trainer = Trainer(problem, cosine_adam(learning_rate, num_steps, X.dtype), batch_size)
+        fitted = trainer.fit(
+            data,
+            num_steps,
+            key=jax.random.key(random.randint(2**31)),
+            every=every,
+            callback=lambda _, history: _has_stalled(history["loss"], every, self.tol),
+            progress=f"{type(self).__name__}, {len(dictionary)} atoms" if self.verbose else False,
+            throw=False,
+        )
+        self.history_ = fitted.history
+        self.n_iter_ = len(self.history_["loss"]) // per_epoch
+        if np.any(self.history_["refused"]) or not np.all(self.history_["inner_success"]):
+            warnings.warn(
+                "Some training steps failed: their loss was not finite, or their codes missed the tolerance. Try a "
+                "smaller learning_rate, a larger l2, or standardize the features.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self.dictionary_ = np.array(_trained(fitted.variables)[0])
+        codes = encode(self.dictionary_, self.l1, self.l2, X)
+        self.usage_ = np.count_nonzero(codes, axis=0)
+        return codes
+
+
+def precision(dtype: Any) -> contextlib.AbstractContextManager:
+    """Compute in 64 bits for data in 64 bits, whatever JAX is set to, as users of scikit-learn expect."""
+    return jax.enable_x64(True) if np.dtype(dtype) == np.float64 else contextlib.nullcontext()
+
+
+def encode(dictionary: np.ndarray, l1: float, l2: float, X: np.ndarray) -> np.ndarray:
+    """The codes of X, in the precision of the dictionary; warns where they miss the tolerance."""
+    with precision(dictionary.dtype):
+        solution = _encode(SparseCoding(dictionary, l1, l2), jnp.asarray(X, dictionary.dtype))
+        if solution.result != RESULTS.successful:
+            error, tol = float(solution.stats["optimality"]), float(solution.stats["tol"])
+            warnings.warn(
+                f"The codes' relative optimality error is {error:.1e}, above the tolerance {tol:.1e}. Try a larger "
+                "l2, or standardize the features.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return np.array(solution.params)
+
+
+@eqx.filter_jit
+def _encode(objective: SparseCoding, X: Float[Array, "samples features"]) -> Solution:
+    return argmin(objective, X, throw=False)
+
+
+def reconstruction_loss(variables: Variables, codes: Float[Array, "samples atoms"], batch: tuple) -> Scalar:
+    """The mean over samples of the coding objective itself.
+
+    At codes that minimize it, its derivative through the codes vanishes (Danskin), so that they may be held constant.
+    """
+    X = batch[0]
+    return variables.objective(jax.lax.stop_gradient(codes), X) / len(X)
+
+
+# Functions of the module, so that a second fit finds its program compiled.
+def _samples(batch: tuple) -> Array:
+    return batch[0]
+
+
+def _trained(variables: Variables) -> tuple[Array, PyTree]:
+    assert isinstance(variables.objective, SparseCoding)
+    return variables.objective.dictionary, variables.task
+
+
+_UNIT_ATOMS = Constrained(lambda variables: variables.objective.dictionary, UnitBall())
+
+
+def _has_stalled(losses: Float[np.ndarray, " steps"], every: int, tol: float) -> bool:
+    """Whether the mean loss of the last `every` steps is less than a fraction `tol` below that of those before."""
+    if len(losses) < 2 * every:
+        return False
+    before, after = np.mean(losses[-2 * every : -every]), np.mean(losses[-every:])
+    return bool(before - after < tol * abs(before))

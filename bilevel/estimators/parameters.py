@@ -1,0 +1,58 @@
+"""What the parameters of the estimators must be, in code and in words."""
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """Raise `ValueError` for the first parameter that is out of its range; `init` is seen to by its own function."""
+    for name, value in parameters.items():
+        if name in _WANTED:
+            is_good, words = _WANTED[name]
+            if not is_good(value):
+                raise ValueError(f"`{name}` must be {words}, got {value!r}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_whole_or_none(value: Any) -> bool:
+    return value is None or _is_whole(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(float(value)))
+
+
+def _is_nonnegative(value: Any) -> bool:
+    return _is_finite(value) and value >= 0
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_finite(value) and value > 0
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_ | Integral)
+
+
+def _is_seed(value: Any) -> bool:
+    is_number = isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**32
+    return value is None or value is np.random or is_number or isinstance(value, np.random.RandomState)
+
+
+_WANTED = {
+    "n_components": (_is_whole_or_none, "a whole number of at least 1, or None for the number of features"),
+    "l1": (_is_nonnegative, "finite and not negative"),
+    "l2": (_is_nonnegative, "finite and not negative"),
+    "alpha": (_is_nonnegative, "finite and not negative"),
+    "max_iter": (_is_whole, "a whole number of at least 1"),
+    "tol": (_is_nonnegative, "finite and not negative"),
+    "batch_size": (_is_whole_or_none, "a whole number of at least 1, or None for all samples at once"),
+    "learning_rate": (_is_positive, "finite and positive"),
+    "random_state": (_is_seed, "None, a whole number from 0 to 2**32 - 1, or a numpy.random.RandomState"),
+    "verbose": (_is_flag, "True or False"),
+}

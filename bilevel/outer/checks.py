@@ -1,0 +1,67 @@
+"""Is what a training is given fit to train with? `ValueError`, with the argument's name, where it is not."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from bilevel.core.requirements import finite, raise_where_violated
+from bilevel.outer.problem import BilevelProblem
+
+
+def check_count(name: str, value: Any, *, optional: bool = False) -> None:
+    """A Python int of at least 1, or None where it is optional."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not is_count and not (optional and value is None):
+        raise ValueError(f"`{name}` must be a Python int of at least 1, got {value!r}.")
+
+
+def check_function(name: str, value: Any) -> None:
+    """A function, or None."""
+    if value is not None and not callable(value):
+        raise ValueError(f"`{name}` must be a function, got {type(value).__name__}.")
+
+
+def check_key(key: Any) -> None:
+    """One key of the new style."""
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise ValueError(f"`key` must be a key such as jax.random.key(0), got {key!r}.")
+
+
+def check_data(name: str, problem: BilevelProblem, data: PyTree) -> None:
+    """Finite, and of shapes that the inner problem takes."""
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    inexact = [(f"{name}{jax.tree_util.keystr(path)}", x) for path, x in leaves if eqx.is_inexact_array(x)]
+    raise_where_violated(finite(path, x) for path, x in inexact)
+    problem.variables.objective.check_data(problem.inner_data(data))
+
+
+def check_batches(data: PyTree, batch_size: int | None) -> None:
+    """Whether there are as many samples in every array, and enough of them for a batch."""
+    if batch_size is None:
+        return
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(data)]
+    if len({shape[:1] for shape in shapes}) != 1 or shapes[0] == ():
+        raise ValueError(
+            f"`data` must have the same number of samples in every array, as there are batches: got shapes {shapes}. "
+            "What is no sample belongs into `Variables.task`, and `train` leaves it untrained."
+        )
+    if batch_size > shapes[0][0]:
+        raise ValueError(
+            f"`batch_size` is {batch_size}, but `data` has {shapes[0][0]} samples. Pass None for all of them."
+        )
+
+
+def check_like(name: str, wanted: PyTree, value: PyTree) -> None:
+    """Whether `value` has the structure, shapes and dtypes of `wanted`."""
+    describe = lambda leaves: {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+    arrays = lambda tree: eqx.filter(tree, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
+    wanted, value = (describe(jax.tree_util.tree_leaves_with_path(arrays(t))) for t in (wanted, value))
+    for path in [*wanted, *value]:
+        if wanted.get(path) != value.get(path):
+            raise ValueError(
+                f"`{name}` belongs to another trainer or to other data: {name}{path} should be {wanted.get(path)}, got "
+                f"{value.get(path)}."
+            )

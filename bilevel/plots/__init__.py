@@ -1,0 +1,4 @@
+"""Figures; they need matplotlib, the `plots` extra."""
+
+from bilevel.plots.atoms import plot_atoms as plot_atoms
+from bilevel.plots.training import plot_losses as plot_losses

@@ -1,0 +1,15 @@
+"""The programs that training compiles for itself."""
+
+import pytest
+
+from bilevel.estimators import base
+from bilevel.outer import loop, trainer
+from tests.compiling import compiled
+
+PROGRAMS = ((loop, "_run_chunk"), (trainer, "_start_jit"), (trainer, "_validate"), (base, "_encode"))
+
+
+def compile_cheaply(patch: pytest.MonkeyPatch) -> None:
+    """The same functions, compiled as the tests' own are."""
+    for module, name in PROGRAMS:
+        patch.setattr(module, name, compiled(getattr(module, name).__wrapped__))

@@ -1,0 +1,84 @@
+"""The solvers that every law is tried on, and the product with the problems that they serve.
+
+A member is added by one line in `MEMBERS`.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from bilevel import solvers
+from tests.problems import PROBLEMS, Problem
+
+#: Far below every step of a finite difference. An array, as a new value of it must not recompile.
+TOL = jnp.asarray(1e-11)
+
+
+class Member(NamedTuple):
+    """`make(**options)` builds the solver; `kind` is what it serves, one of `Problem.kinds`.
+
+    `scale_free`: whether it takes the same steps on an objective multiplied by a number.
+    """
+
+    make: Callable[..., solvers.AbstractSolver]
+    kind: str
+    options: Mapping[str, Any] = MappingProxyType({})
+    scale_free: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.make.__name__
+
+    def solver(self, **options) -> solvers.AbstractSolver:
+        """The solver with a tolerance of `TOL`, or with other options."""
+        return self.make(**self.options, **{"tol": TOL, **options})
+
+    def serves(self, problem: Problem) -> bool:
+        return self.kind in problem.kinds
+
+
+EXACT = Member(lambda **_: solvers.Exact(), "exact")
+EXACT.make.__name__ = "Exact"
+
+MEMBERS = [
+    Member(solvers.ProximalGradient, "any"),
+    Member(solvers.AndersonAcceleration, "any"),
+    Member(solvers.ProjectedGradient, "constraint"),
+    Member(solvers.MirrorDescent, "simplex"),
+    Member(solvers.GradientDescent, "smooth"),
+    Member(solvers.LBFGS, "smooth"),
+    Member(solvers.BFGS, "smooth"),
+    Member(solvers.NonlinearCG, "smooth"),
+    # A learning rate is in the objective's own units.
+    Member(solvers.OptaxSolver, "smooth", {"optimizer": optax.sgd(0.05, momentum=0.9)}, scale_free=False),
+    Member(solvers.BlockCoordinateDescent, "least squares"),
+    Member(solvers.SparseCoder, "codes"),
+    EXACT,
+]
+
+PAIRS = [(member, problem) for member in MEMBERS for problem in PROBLEMS if member.serves(problem)]
+
+
+def _cover() -> list[tuple[Member, Problem]]:
+    """Few pairs with every solver and every problem among them."""
+    new = lambda pair: (pair[0] not in [m for m, _ in cover]) + (pair[1] not in [p for _, p in cover])
+    cover: list[tuple[Member, Problem]] = []
+    for both in (2, 1):
+        for pair in PAIRS:
+            if new(pair) >= both:
+                cover.append(pair)
+    return cover
+
+
+#: For laws of JAX's transformations, which see a solver by its loop and a problem by its functions.
+COVER = _cover()
+#: Each solver once.
+EACH = [next(pair for pair in COVER if pair[0] is member) for member in MEMBERS]
+
+
+def pair_name(value: object) -> str:
+    """For `pytest.mark.parametrize(ids=...)` over members and problems."""
+    return value.name  # pyright: ignore[reportAttributeAccessIssue]
