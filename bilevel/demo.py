@@ -245,6 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     # Before the work and not after it, should matplotlib be missing; and no window is wanted.
     page.use_files_only()
+    # Metrics of an earlier run would belie the figures, should this one be interrupted while it writes.
+    (options.out / "metrics.json").unlink(missing_ok=True)
     digits = load_digits()
     results: dict[int, list[Run]] = {}
     for atoms in SIZES:

@@ -1,4 +1,4 @@
-"""Every test runs in 64 bits, with strict promotion of ranks and dtypes; annotations are checked at run time."""
+"""Every test runs in 64 bits, with strict promotion of ranks and dtypes."""
 
 import itertools
 

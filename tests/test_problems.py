@@ -1,10 +1,12 @@
 """The witnesses are right themselves: closed forms against differences, solutions against the conditions they meet."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import witnesses
+from tests.compiling import compiled
 from tests.laws import error
 from tests.problems import CLAMP, PROBLEMS, RIDGES, Problem, by_name
 
@@ -34,10 +36,11 @@ def test_nothing_near_is_better(problem: Problem):
     arrays = [leaf for leaf in leaves if hasattr(leaf, "shape")]
     cuts = np.cumsum([leaf.size for leaf in arrays])[:-1]
 
-    def value(flat: np.ndarray) -> float:
-        parts = iter(np.split(flat, cuts))
+    @compiled
+    def value(flat: jax.Array) -> jax.Array:
+        parts = iter(jnp.split(flat, cuts))
         whole = [next(parts).reshape(leaf.shape) if hasattr(leaf, "shape") else leaf for leaf in leaves]
-        return float(problem.objective(jax.tree.unflatten(structure, whole), problem.data))
+        return problem.objective(jax.tree.unflatten(structure, whole), problem.data)
 
     best = problem.solve(*map(np.asarray, problem.leaves)).ravel()
     rng = np.random.default_rng(0)

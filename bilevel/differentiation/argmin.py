@@ -10,7 +10,7 @@ from bilevel.core import RESULTS, InnerSolveError, Solution, tree
 from bilevel.core.requirements import Requirement, all_hold, finite, guard, is_traced, raise_where_violated
 from bilevel.differentiation.base import AbstractDifferentiation
 from bilevel.differentiation.implicit import Implicit
-from bilevel.objectives import AbstractExactObjective, AbstractObjective, SparseCoding
+from bilevel.objectives import AbstractExactObjective, AbstractObjective, FunctionObjective, SparseCoding
 from bilevel.objectives.partitioned import partition
 from bilevel.solvers import LBFGS, AbstractSolver, Exact, ProximalGradient, SparseCoder
 
@@ -122,10 +122,9 @@ def _check_types(objective: Any, solver: Any, diff: Any) -> None:
 
 
 def _check_init(objective: AbstractObjective, data: PyTree, init: PyTree) -> PyTree:
-    try:
-        wanted = jax.eval_shape(lambda: eqx.filter(objective.init(data), eqx.is_array))
-    except ValueError:
+    if isinstance(objective, FunctionObjective) and objective.start is None:
         return init
+    wanted = jax.eval_shape(lambda: eqx.filter(objective.init(data), eqx.is_array))
     given = eqx.filter(init, eqx.is_array)
     describe = lambda t: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", t)
     if jax.tree.structure(wanted) != jax.tree.structure(given) or describe(wanted) != describe(given):

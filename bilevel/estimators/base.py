@@ -70,14 +70,17 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
         X = validate_data(self, X, dtype=FLOATS, reset=False)
         return encode(self.dictionary_, self.l1, self.l2, X)
 
+    def _first_dictionary(self, X: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        size = X.shape[1] if self.n_components is None else int(self.n_components)
+        return initial_dictionary(X, size, self.init, random)
+
     def _learn_dictionary(self, X: np.ndarray, learning_rate: float, random: np.random.RandomState) -> np.ndarray:
         """Learn a dictionary for the samples alone; returns their codes.
 
         An atom that no sample uses has no gradient and would stay dead. Where there are such, they become the samples
         that are reconstructed worst, and training begins anew, twice at most.
         """
-        size = X.shape[1] if self.n_components is None else int(self.n_components)
-        start = initial_dictionary(X, size, self.init, random)
+        start = self._first_dictionary(X, random)
         codes = self._train(reconstruction_loss, start, None, (X,), learning_rate, random)
         for _ in range(2):
             residuals = X - codes @ self.dictionary_
@@ -87,7 +90,7 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
                 break
             start = self.dictionary_.copy()
             start[dead] = residuals[worst]
-            start = initial_dictionary(X, size, start, random)
+            start = initial_dictionary(X, len(start), start, random)
             codes = self._train(reconstruction_loss, start, None, (X,), learning_rate, random)
         return codes
 

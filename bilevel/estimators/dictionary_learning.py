@@ -21,7 +21,8 @@ class DictionaryLearning(AbstractDictionaryEstimator):
 
     - `n_components`: the number of atoms; None is the number of features.
     - `l1`, `l2`: the strengths of the penalty on the codes, in the units of the squared data.
-    - `max_iter`: the most epochs. `tol`: stop when ten epochs lower the loss by less than this fraction.
+    - `max_iter`: the most epochs; training begins anew, twice at most, where atoms die.
+    - `tol`: stop when ten epochs lower the loss by less than this fraction.
     - `batch_size`: samples a step; None is all of them. `learning_rate`: of Adam, falling to zero along a cosine.
     - `init`: `"svd"` (the top right singular vectors), `"random"` or `"k-means++"` samples, or an array.
     - `random_state`, `verbose`: as everywhere in scikit-learn; `verbose` shows a progress bar.

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from bilevel.estimators.base import FLOATS, AbstractDictionaryEstimator, precision
+from bilevel.estimators.base import FLOATS, AbstractDictionaryEstimator, encode, precision
 from bilevel.estimators.parameters import check_parameters
 from bilevel.outer import Variables
 from bilevel.outer.problem import OuterLoss
@@ -24,7 +24,7 @@ from bilevel.outer.problem import OuterLoss
 #: The linear head: weights (components, outputs) and intercepts (outputs,).
 Head = tuple[np.ndarray, np.ndarray]
 
-#: Adam's rate for the stage without a task: of 0.03, 0.1 at 10 and 30 atoms on digits, the lower objective.
+#: Adam's rate for the stage without a task, the default of `DictionaryLearning`.
 UNSUPERVISED_RATE = 0.1
 
 
@@ -40,11 +40,12 @@ class AbstractTaskDriven(AbstractDictionaryEstimator):
     - `n_components`: the number of atoms; None is the number of features.
     - `l1`, `l2`: the strengths of the penalty on the codes, in the units of the squared data.
     - `alpha`: the strength of the penalty on the head.
-    - `max_iter`: the most epochs of each stage. `tol`: a stage stops when ten epochs lower the loss by less than this
-      fraction.
+    - `max_iter`: the most epochs of each stage; the first begins anew, twice at most, where atoms die.
+    - `tol`: a stage stops when ten epochs lower the loss by less than this fraction.
     - `batch_size`: samples a step; None is all of them. `learning_rate`: of Adam in the joint stage, falling to zero
       along a cosine.
-    - `init`: `"svd"` (the top right singular vectors), `"random"` or `"k-means++"` samples, or an array.
+    - `init`: `"svd"` (the top right singular vectors), `"random"` or `"k-means++"` samples; or an array, a
+      dictionary with which the joint stage begins at once.
     - `random_state`, `verbose`: as everywhere in scikit-learn; `verbose` shows a progress bar.
 
     **Attributes:** `dictionary_` (components, features); `unsupervised_dictionary_`, where the joint stage began;
@@ -95,7 +96,11 @@ class AbstractTaskDriven(AbstractDictionaryEstimator):
 
     def _fit_stages(self, X: np.ndarray, targets: np.ndarray, loss: OuterLoss) -> Head:
         random = check_random_state(self.random_state)
-        codes = self._learn_dictionary(X, UNSUPERVISED_RATE, random)
+        if isinstance(self.init, str):
+            codes = self._learn_dictionary(X, UNSUPERVISED_RATE, random)
+        else:
+            self.dictionary_ = self._first_dictionary(X, random)
+            codes = encode(self.dictionary_, self.l1, self.l2, X)
         self.unsupervised_dictionary_ = self.dictionary_
         head = self._solve_head(codes, targets)
         codes = self._train(loss, self.dictionary_, head, (X, targets), self.learning_rate, random)

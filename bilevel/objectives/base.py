@@ -112,9 +112,10 @@ class AbstractObjective(eqx.Module):
 
     def units(self, params: PyTree, data: PyTree) -> Units:
         """What `optimality_error` is measured in; computed once, for a whole solve."""
-        start = self.gradient(self.init(data), data)
+        # At the caller's start where ∇f has a kink at the objective's own.
+        start, here = (self._norm(self.gradient(p, data)) for p in (self.init(data), params))
         curvature = self._curvature(params, data)
-        return Units(_or_one(curvature), curvature, self._norm(start))
+        return Units(_or_one(curvature), curvature, jnp.where(jnp.isfinite(start), start, here))
 
     def optimality_error(self, params: PyTree, data: PyTree, units: Units) -> Scalar:
         """‖F(y)‖ / (‖∇f(start)‖ + L ‖y‖); that of the worst sample where samples are independent.
@@ -125,9 +126,9 @@ class AbstractObjective(eqx.Module):
         """
         residual = self._norm(self.optimality(params, data, units.lipschitz))
         scale = units.gradient + units.curvature * self._norm(params)
-        relative = residual / jnp.where(scale > 0, scale, 1)
-        # Where the scale vanishes, so must the residual.
-        return jnp.max(jnp.where(scale > 0, relative, jnp.where(residual > 0, jnp.inf, 0)))
+        # Where the scale vanishes, so must the residual. NaN stays NaN, and is no success.
+        vanishing = jnp.where(residual == 0, 0, jnp.inf)
+        return jnp.max(jnp.where(scale == 0, vanishing, residual / jnp.where(scale == 0, 1, scale)))
 
     def hessian(self, params: PyTree, data: PyTree) -> lx.AbstractLinearOperator:
         """Π (∇²f + κ) Π + (I − Π), symmetric, with Π the projection on the face of g on which `params` moves.

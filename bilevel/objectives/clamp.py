@@ -27,6 +27,10 @@ class Clamp(AbstractExactObjective):
         self.mu = as_float_array("mu", mu, ndim=0).astype(self.z0.dtype)
         self.c = as_float_array("c", c, ndim=0).astype(self.z0.dtype)
 
+    def check_data(self, data: None = None) -> None:
+        if data is not None:
+            raise ValueError(f"`data` must be None for Clamp, which has all in its leaves; got {type(data).__name__}.")
+
     def requirements(self) -> list[Requirement]:
         return [finite("z0", self.z0), positive("mu", self.mu), finite("c", self.c)]
 

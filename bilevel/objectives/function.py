@@ -47,7 +47,7 @@ class FunctionObjective(AbstractObjective):
                 f"`nonsmooth` must be a penalty such as bilevel.prox.L1(0.1), got {type(nonsmooth).__name__}."
             )
         self.function = function
-        self.hyperparams = tree.float_arrays(hyperparams)
+        self.hyperparams = tree.to_arrays(hyperparams)
         self.nonsmooth = nonsmooth
         self.start = start
 
@@ -66,9 +66,12 @@ class FunctionObjective(AbstractObjective):
                 "A FunctionObjective without `start` does not know the shape of `params`. Pass `start` to it, or "
                 "`init` to argmin."
             )
-        return tree.constant(tree.float_arrays(self.start))
+        return tree.constant(tree.to_arrays(self.start))
 
     def hoist(self, params: PyTree, data: PyTree) -> "FunctionObjective":
+        out = eqx.filter_eval_shape(self.function, self.hyperparams, params, data)
+        if getattr(out, "shape", None) != ():
+            raise ValueError(f"`function` must return a number, got {out}. Take a sum or a mean.")
         start = params if self.start is None else self.start
         converted = eqx.filter_closure_convert(self.function, self.hyperparams, params, data)
         # A function that closes over nothing traced stays itself, lest each call compile anew.

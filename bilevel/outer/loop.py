@@ -120,7 +120,8 @@ class _Record:
         self.losses.append(float(loss))
         self.steps.append(int(state.step))
         self.since_best += 1
-        if self.losses[-1] < self.best_loss:
+        # Where no loss was ever finite there is no best, and the last is as good as any.
+        if self.losses[-1] < self.best_loss or not np.isfinite(self.best_loss):
             self.best_variables, self.best_loss, self.since_best = state.variables, self.losses[-1], 0
 
     def raise_on_failed_step(self) -> None:

@@ -43,7 +43,7 @@ class Trainer(eqx.Module):
     problem: BilevelProblem
     optimizer: optax.GradientTransformation
     batch_size: int | None = None
-    solver: AbstractSolver | None = None
+    solver: AbstractSolver | None = eqx.field(converter=tree.to_arrays, default=None)
     diff: AbstractDifferentiation = Implicit()
     warm_start: bool = True
 

@@ -1,4 +1,4 @@
-"""The contracts of penalties and constraints: convex functions g that know their own geometry."""
+"""The contracts of penalties and constraints: functions g that know their own geometry."""
 
 import abc
 

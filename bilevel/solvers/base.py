@@ -38,7 +38,7 @@ def refuse(solver: AbstractSolver, objective: AbstractObjective, missing: str, i
 
 def check_options(tol: ScalarLike | None, max_steps: int) -> None:
     """Raise `ValueError` where what every iterative solver has is out of range."""
-    if not isinstance(max_steps, int) or max_steps < 1:
+    if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
         raise ValueError(f"`max_steps` must be a whole number of at least 1, got {max_steps!r}.")
     if tol is not None:
         raise_where_violated([positive("tol", tol)])

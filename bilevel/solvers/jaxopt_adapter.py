@@ -16,7 +16,7 @@ from bilevel.core import Solution, tree
 from bilevel.core.requirements import is_traced
 from bilevel.objectives import AbstractLeastSquares, AbstractObjective, LeastSquares
 from bilevel.prox import L1, AbstractConstraint, ElasticNet, NonNegative, Simplex
-from bilevel.solvers.base import AbstractSolver, refuse
+from bilevel.solvers.base import AbstractSolver, check_options, refuse
 from bilevel.solvers.jaxopt_driver import AbstractJaxoptSolver, Method, Problem
 from bilevel.solvers.loop import default_tol, verdict
 
@@ -191,9 +191,11 @@ class MirrorDescent(AbstractJaxoptSolver):
     def build(self, problem: Problem) -> Method:
         penalty = problem.penalty
         assert isinstance(penalty, Simplex)
-        # The entropy is 1-strongly convex in ‖·‖₁ ≥ ‖·‖₂ on the simplex of total 1, so 1/L is a safe step there.
+        # The entropy is 1/total-strongly convex in ‖·‖₁ ≥ ‖·‖₂ on the simplex, so 1 / (total L) is a safe step there.
+        # Where L is not known it is that of the start, which is no bound: then mind the result.
+        safe = lambda _: 1 / penalty.total.astype(problem.scale.dtype)
         given = problem.step(self.stepsize)
-        step = given if callable(given) else (lambda _: jnp.ones_like(problem.scale))
+        step = given if self.stepsize is not None and callable(given) else safe
 
         def update(params: PyTree, gradient: PyTree, stepsize: ScalarLike, hyperparams: None = None) -> PyTree:
             tiny = jnp.finfo(tree.dtype(params)).tiny
@@ -291,6 +293,10 @@ class _Composite(jaxopt.objective.CompositeLinearFunction):
         return jnp.where(constants > 0, constants, 1)
 
 
+#: SciPy's methods that use a gradient and no constraint.
+SCIPY_METHODS = ("L-BFGS-B", "BFGS", "CG")
+
+
 class ScipyMinimize(AbstractSolver):
     """SciPy's `minimize` on the host, for smooth objectives; outside `jit` and `vmap` only, as SciPy cannot be traced.
 
@@ -300,6 +306,11 @@ class ScipyMinimize(AbstractSolver):
     method: str = "L-BFGS-B"
     tol: ScalarLike | None = None
     max_steps: int = 5000
+
+    def __check_init__(self):
+        check_options(self.tol, self.max_steps)
+        if self.method not in SCIPY_METHODS:
+            raise ValueError(f"`method` must be one of {SCIPY_METHODS}, got {self.method!r}.")
 
     def check(self, objective: AbstractObjective) -> None:
         check_smooth(self, objective)

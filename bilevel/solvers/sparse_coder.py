@@ -95,7 +95,7 @@ class _Problem(NamedTuple):
         """`SparseCoding.optimality_error` of each sample, on the Gram matrix."""
         residual = self.lipschitz * _norms(codes - self.prox_gradient(codes))
         scale = _norms(self.correlations) + self.lipschitz * _norms(codes)
-        return jnp.where(scale > 0, residual / jnp.where(scale > 0, scale, 1), 0)
+        return jnp.where(scale == 0, 0, residual / jnp.where(scale == 0, 1, scale))
 
 
 class _State(NamedTuple):

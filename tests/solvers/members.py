@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import solvers
-from tests.problems import PROBLEMS, Problem
+from tests.problems import MODULES, PROBLEMS, Problem
 
 #: Far below every step of a finite difference. An array, as a new value of it must not recompile.
 TOL = jnp.asarray(1e-11)
 
 
 class Member(NamedTuple):
-    """`make(**options)` builds the solver; `kind` is what it serves, one of `Problem.kinds`.
+    """`make(**options, **more)` builds the solver; `kind` is what it serves, one of `Problem.kinds`.
 
     `scale_free`: whether it takes the same steps on an objective multiplied by a number.
     """
@@ -59,7 +59,14 @@ MEMBERS = [
     EXACT,
 ]
 
-PAIRS = [(member, problem) for member in MEMBERS for problem in PROBLEMS if member.serves(problem)]
+#: What is not an array of numbers is taken off the params before a solver sees them, so two solvers will do for that.
+FOR_MODULES = ["ProximalGradient", "LBFGS"]
+PAIRS = [
+    (member, problem)
+    for member in MEMBERS
+    for problem in PROBLEMS
+    if member.serves(problem) and (problem is not MODULES or member.name in FOR_MODULES)
+]
 
 
 def _cover() -> list[tuple[Member, Problem]]:
