@@ -20,7 +20,14 @@ def _known(options: dict) -> dict:
 
 
 # Tiny problems take microseconds to run and seconds to compile.
-_CHEAP = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+_CHEAP = _known(
+    {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+        # Splitting the code among threads costs more than it saves where there is little of it.
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
+)
 
 
 def compiled(function: Callable) -> Callable:

@@ -1,5 +1,6 @@
 """Every test runs in 64 bits, with strict promotion of ranks and dtypes."""
 
+import gc
 import itertools
 
 import jax
@@ -8,6 +9,9 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# What JAX traces and compiles stays for the whole run; to look for garbage among it takes a tenth of the time.
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture

@@ -49,6 +49,8 @@ def argmin(
     data = tree.to_arrays(data)
     objective.check_data(data)
     init = objective.init(data) if init is None else _check_init(objective, data, tree.to_arrays(init))
+    if not any(map(eqx.is_inexact_array, jax.tree.leaves(init))):
+        raise ValueError(f"`init` has no floating arrays to optimize, got {init!r}. Start from `jnp.zeros(3)`, say.")
     solver = default_solver(objective) if solver is None else solver
     solver.check(objective)
     objective = objective.hoist(init, data)

@@ -1,6 +1,7 @@
 """The contract of an inner objective f + g, and what follows from it: optimality, its error, the Hessian."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -8,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Float, PyTree, Scalar
 
 from bilevel.core.operators import hessian_vector_product, power_iteration
-from bilevel.core.requirements import Requirement, raise_where_violated
+from bilevel.core.requirements import Requirement, is_traced, raise_where_violated
 from bilevel.prox import AbstractPenalty, AbstractPolyhedralPenalty
 
 
@@ -128,7 +129,8 @@ class AbstractObjective(eqx.Module):
         scale = units.gradient + units.curvature * self._norm(params)
         # Where the scale vanishes, so must the residual. NaN stays NaN, and is no success.
         vanishing = jnp.where(residual == 0, 0, jnp.inf)
-        return jnp.max(jnp.where(scale == 0, vanishing, residual / jnp.where(scale == 0, 1, scale)))
+        relative = jnp.where(scale == 0, vanishing, residual / jnp.where(scale == 0, 1, scale))
+        return jnp.max(jnp.where(jnp.isfinite(scale), relative, jnp.nan))
 
     def hessian(self, params: PyTree, data: PyTree) -> lx.AbstractLinearOperator:
         """Π (∇²f + κ) Π + (I − Π), symmetric, with Π the projection on the face of g on which `params` moves.
@@ -159,10 +161,19 @@ class AbstractObjective(eqx.Module):
 
     def _norm(self, values: PyTree) -> Array:
         """‖values‖₂, one for each sample where samples are independent."""
-        if not self.samplewise:
-            return optax.tree.norm(values)
-        rows = [jnp.sum(leaf.reshape(leaf.shape[0], -1) ** 2, axis=1) for leaf in jax.tree.leaves(values)]
-        return jnp.sqrt(sum(rows[1:], start=rows[0]))
+        rows = len(jax.tree.leaves(values)[0]) if self.samplewise else 1
+        flat = jnp.concatenate([leaf.reshape(rows, -1) for leaf in jax.tree.leaves(values)], axis=1)
+        norms = row_norms(flat)
+        return norms if self.samplewise else norms[0]
+
+
+def hoisted(function: Callable, *example: PyTree) -> Callable:
+    """`function`, with the traced values that it closes over as leaves; itself where it closes over none.
+
+    So a function that closes over nothing traced does not compile anew at each call.
+    """
+    converted = eqx.filter_closure_convert(function, *example)
+    return converted if any(map(is_traced, jax.tree.leaves(converted))) else function
 
 
 class AbstractExactObjective(AbstractObjective):
@@ -171,6 +182,13 @@ class AbstractExactObjective(AbstractObjective):
     @abc.abstractmethod
     def minimizer(self, data: PyTree) -> PyTree:
         """argmin over params of f + g."""
+
+
+def row_norms(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
+    """‖row‖₂ of each row; squares neither overflow nor underflow, lest what vanishes by rounding look solved."""
+    largest = jnp.max(jnp.abs(rows), axis=1, initial=0)
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale * jnp.sqrt(jnp.sum((rows / scale[:, None]) ** 2, axis=1))
 
 
 def _or_one(curvature: Scalar) -> Scalar:

@@ -3,23 +3,24 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 from jaxtyping import PyTree, Scalar
 
 from bilevel.core import tree
-from bilevel.core.requirements import Requirement, is_traced
-from bilevel.objectives.base import AbstractObjective
+from bilevel.core.requirements import Requirement
+from bilevel.objectives.base import AbstractObjective, hoisted
 from bilevel.prox import AbstractPenalty
 
 
 class FunctionObjective(AbstractObjective):
     """min over params of  function(hyperparams, params, data) + g(params).
 
-    `hyperparams` and `params` are pytrees of any kind, Equinox modules with function leaves included; numbers in
-    `hyperparams` become arrays, which the outer level may differentiate, and so are the leaves of `nonsmooth`, a
-    penalty. `start` gives structure and start of `params`, unless `argmin` is given an `init`.
+    `hyperparams` and `params` are pytrees of any kind, Equinox modules with function leaves included; floating numbers
+    in `hyperparams` become arrays, which the outer level may differentiate, and so are the leaves of `nonsmooth`, a
+    penalty. `start` gives structure and start of `params`, unless `argmin` is given an `init`; its leaves that are not
+    floating stay as they are.
 
-    The function may close over traced values: `argmin` hoists them out, and derivatives reach them.
+    The function may close over traced values: `argmin` hoists them out, and derivatives reach them. Other values that
+    it closes over are constants of its first call, as under `jit`: what may change belongs in `hyperparams` or `data`.
 
     ```python
     huber = lambda hyperparams, params, data: jnp.sum(optax.losses.huber_loss(data[0] @ params, data[1]))
@@ -73,8 +74,6 @@ class FunctionObjective(AbstractObjective):
         if getattr(out, "shape", None) != ():
             raise ValueError(f"`function` must return a number, got {out}. Take a sum or a mean.")
         start = params if self.start is None else self.start
-        converted = eqx.filter_closure_convert(self.function, self.hyperparams, params, data)
-        # A function that closes over nothing traced stays itself, lest each call compile anew.
-        function = converted if any(map(is_traced, jax.tree.leaves(converted))) else self.function
+        function = hoisted(self.function, self.hyperparams, params, data)
         is_field = lambda x: x is None
         return eqx.tree_at(lambda o: (o.function, o.start), self, (function, start), is_leaf=is_field)

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, finite, nonnegative
-from bilevel.objectives.base import check_float
+from bilevel.objectives.base import check_float, hoisted
 from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
 from bilevel.objectives.sample_hessian import SampleHessian
 from bilevel.prox import L1
@@ -55,6 +56,12 @@ class SparseCoding(AbstractLeastSquares):
 
     def requirements(self) -> list[Requirement]:
         return [finite("dictionary", self.dictionary), nonnegative("l1", self.l1), nonnegative("l2", self.l2)]
+
+    def hoist(self, params: Codes, data: Data) -> "SparseCoding":
+        if self.loss is None:
+            return self
+        loss = hoisted(self.loss, data[0], data[0])
+        return eqx.tree_at(lambda o: o.loss, self, loss)
 
     def check_data(self, data: Data) -> None:
         X = check_float("X", data, ("samples", "features"), self.dictionary.dtype)

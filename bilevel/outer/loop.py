@@ -80,19 +80,19 @@ def _run_chunk(
     """`count` steps, in a program for up to `chunk` of them, so that a last, shorter chunk compiles nothing new."""
     arrays, static = eqx.partition(state, eqx.is_array)
 
-    # Compiled by itself only so that its second use below is not traced again.
+    # A program of its own only so that `fori_loop` does not trace it again.
     @jax.jit
     def one(arrays: PyTree) -> tuple[PyTree, StepMetrics]:
         state, metrics = step(eqx.combine(arrays, static), data)
         return eqx.filter(state, eqx.is_array), metrics
 
+    def body(index: Int[Array, ""], carry: tuple[PyTree, StepMetrics]) -> tuple[PyTree, StepMetrics]:
+        arrays, metrics = one(carry[0])
+        return arrays, jax.tree.map(lambda all, new: all.at[index].set(new), carry[1], metrics)
+
     _, shapes = jax.eval_shape(one, arrays)
-    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def body(arrays: PyTree, index: Int[Array, ""]) -> tuple[PyTree, StepMetrics]:
-        return jax.lax.cond(index < count, one, lambda arrays: (arrays, blank), arrays)
-
-    arrays, metrics = jax.lax.scan(body, arrays, jnp.arange(chunk, dtype=count.dtype))
+    metrics = jax.tree.map(lambda s: jnp.zeros((chunk, *s.shape), s.dtype), shapes)
+    arrays, metrics = jax.lax.fori_loop(0, count, body, (arrays, metrics))
     return eqx.combine(arrays, static), metrics
 
 

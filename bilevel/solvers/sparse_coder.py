@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
 from bilevel.core import Solution
 from bilevel.objectives import AbstractObjective, SparseCoding
+from bilevel.objectives.base import row_norms
 from bilevel.objectives.sample_hessian import SampleHessian
 from bilevel.solvers.base import AbstractSolver, check_options, refuse
 from bilevel.solvers.loop import default_tol, iterate, verdict
@@ -93,9 +94,10 @@ class _Problem(NamedTuple):
 
     def errors(self, codes: Codes) -> Float[Array, " samples"]:
         """`SparseCoding.optimality_error` of each sample, on the Gram matrix."""
-        residual = self.lipschitz * _norms(codes - self.prox_gradient(codes))
-        scale = _norms(self.correlations) + self.lipschitz * _norms(codes)
-        return jnp.where(scale == 0, 0, residual / jnp.where(scale == 0, 1, scale))
+        residual = self.lipschitz * row_norms(codes - self.prox_gradient(codes))
+        scale = row_norms(self.correlations) + self.lipschitz * row_norms(codes)
+        relative = jnp.where(scale == 0, 0, residual / jnp.where(scale == 0, 1, scale))
+        return jnp.where(jnp.isfinite(scale), relative, jnp.nan)
 
 
 class _State(NamedTuple):
@@ -133,7 +135,3 @@ def _finish(problem: _Problem, state: _State, tol: ScalarLike) -> _State:
         keep(jnp.ones_like(state.momentum), state.momentum),
         jnp.where(good, errors, state.errors),
     )
-
-
-def _norms(rows: Codes) -> Float[Array, " samples"]:
-    return jnp.sqrt(jnp.sum(rows**2, axis=1))

@@ -116,6 +116,12 @@ SOLVING = {
         r"`init` must be like float64\[8, 10\]",
         "got float32",
     ),
+    "integer start": (
+        lambda: bl.argmin(O.FunctionObjective(lambda h, p, d: jnp.sum(p), start=jnp.zeros(3, int))),
+        "`init` has no floating arrays to optimize, got",
+        "Start from",
+    ),
+    "not a number": (lambda: bl.argmin(O.FunctionObjective(lambda h, p, d: p, start=y)), "must return a number", "sum"),
     "NaN in init": (lambda: bl.argmin(SMOOTH, y[:6], init=y[:6] * jnp.nan), "`init` has 6 entries that are NaN", ""),
 }
 

@@ -56,6 +56,13 @@ def test_a_python_number_does_not_widen(objective: bl.objectives.AbstractObjecti
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(single)}
 
 
+def test_a_python_number_among_the_hyperparameters_does_not_widen():
+    # A user's own function mixes dtypes as it likes: 64-bit rho with 32-bit params.
+    objective = bl.objectives.FunctionObjective(least_squares_loss, 0.1, start=jnp.zeros((3, 4), single))
+    with jax.numpy_dtype_promotion("standard"):
+        assert eqx.filter_eval_shape(bl.argmin, objective, regression).params.dtype == single
+
+
 @pytest.mark.parametrize("problem", [CODES, ROBUST_CODES], ids=pair_name)
 @pytest.mark.parametrize("a", [1e-3, 1e3])
 def test_multiplying_the_objective_changes_nothing_in_32_bits(problem: Problem, a: float):

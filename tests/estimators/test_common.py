@@ -96,11 +96,10 @@ def test_codes_are_those_of_the_lasso(estimator):
 
 @every_estimator
 @pytest.mark.parametrize("init", ["svd", "random", "k-means++", "array"])
-@pytest.mark.parametrize("n_components", [None, 3, FEATURES + 2, SAMPLES + 4])
-def test_every_atom_is_in_the_unit_ball(estimator, init, n_components):
-    size = FEATURES if n_components is None else n_components
+@pytest.mark.parametrize("size", [3, FEATURES + 2, SAMPLES + 4])
+def test_every_atom_is_in_the_unit_ball(estimator, init, size):
     init = 5 * samples(size, seed=2) if init == "array" else init
-    model = fitted(estimator, n_components=n_components, init=init)
+    model = fitted(estimator, n_components=size, init=init)
     assert model.dictionary_.shape == (size, FEATURES)
     norms = np.linalg.norm(model.dictionary_, axis=1)
     assert np.all(norms <= 1 + 1e-12)
@@ -110,6 +109,10 @@ def test_every_atom_is_in_the_unit_ball(estimator, init, n_components):
     assert codes.shape == (SAMPLES, size)
     np.testing.assert_array_equal(model.usage_, np.count_nonzero(codes, axis=0))
     np.testing.assert_array_equal(model.dead_atoms_, np.flatnonzero(np.all(codes == 0, axis=0)))
+
+
+def test_there_are_as_many_atoms_as_features_by_default():
+    assert fitted(DictionaryLearning, n_components=None).dictionary_.shape == (FEATURES, FEATURES)
 
 
 @every_estimator

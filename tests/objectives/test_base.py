@@ -66,6 +66,8 @@ def test_a_linear_function_has_no_curvature():
     objective = bl.objectives.FunctionObjective(lambda h, p, d: jnp.sum(p), start=jnp.zeros(3))
     units = objective.units(jnp.ones(3), None)
     assert (units.lipschitz, units.curvature) == (1, 0)
+    # To run off to infinity is not to converge.
+    np.testing.assert_allclose(objective.optimality_error(jnp.full(3, -1e12), None, units), 1, rtol=1e-12)
 
 
 def test_the_minimum_of_a_linear_function_over_a_box_is_a_corner():

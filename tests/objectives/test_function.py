@@ -109,6 +109,32 @@ def test_params_of_any_structure():
     assert motion["b"][1] == 0
 
 
+def test_data_may_hold_integers_and_what_is_no_array():
+    # The mean of each class, shrunk: Σ_{i in k} xᵢ / (n_k + shrink).
+    labels = jnp.asarray([0, 1, 1, 0, 2, 1, 0, 0])
+
+    def function(shrink, means, data):
+        loss = data["loss"]
+        return loss(data["X"] - means[data["labels"]]) + shrink * loss(means)
+
+    @compiled
+    def solve_and_push(shrink, X, d_shrink, d_X):
+        half_square = lambda x: 0.5 * jnp.sum(x**2)
+
+        def solve(shrink, X):
+            data = {"X": X, "labels": labels, "loss": half_square}
+            objective = FunctionObjective(function, shrink, start=jnp.zeros((3, 6)))
+            return bl.argmin(objective, data, solver=bl.solvers.GradientDescent(stepsize=0.1, tol=1e-12)).params
+
+        return jax.jvp(solve, (shrink, X), (d_shrink, d_X))
+
+    solution, motion = solve_and_push(jnp.asarray(0.5), X, jnp.asarray(1.0), jnp.ones_like(X))
+    sums = np.stack([np.asarray(X)[np.asarray(labels) == k].sum(axis=0) for k in range(3)])
+    counts = np.bincount(labels)[:, None]
+    np.testing.assert_allclose(solution, sums / (counts + 0.5), rtol=1e-9)
+    np.testing.assert_allclose(motion, counts / (counts + 0.5) - sums / (counts + 0.5) ** 2, rtol=1e-9)
+
+
 def test_start_may_come_with_the_call():
     function = lambda h, params, data: jnp.sum((params - data) ** 2)
     data = jnp.arange(3.0)
@@ -119,10 +145,11 @@ def test_start_may_come_with_the_call():
         bl.argmin(FunctionObjective(function), data)
 
 
-def test_numbers_become_leaves():
-    objective = FunctionObjective(lambda h, p, d: h["a"] * p**2, {"a": 2, "b": 0.5, "c": np.arange(3)}, start=1)
-    assert {leaf.dtype for leaf in jax.tree.leaves(objective.hyperparams)} == {jnp.dtype(float)}
-    assert len(jax.tree.leaves(objective.hyperparams)) == 3
+def test_floating_numbers_become_leaves_and_others_stay():
+    hyperparams = {"rate": 0.5, "degree": 2, "weights": np.ones(3), "power": jnp.power}
+    objective = FunctionObjective(lambda h, p, d: h["rate"] * h["power"](p, h["degree"]), hyperparams, start=1.0)
+    assert [leaf.dtype for leaf in jax.tree.leaves(eqx.filter(objective.hyperparams, eqx.is_array))] == [float] * 2
+    assert (objective.hyperparams["degree"], objective.hyperparams["power"]) == (2, jnp.power)
     assert objective.init(None).dtype == float
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 import pytest
 
 import bilevel as bl
@@ -31,7 +32,7 @@ def test_names_both_and_what_is_missing(member: Member, problem: Problem):
 
 def test_coordinate_descent_refuses_penalties_that_are_not_separable():
     class Grouped(bl.objectives.AbstractLeastSquares):
-        smooth, init, least_squares = (lambda *_: None,) * 3
+        smooth, init, least_squares = (lambda *_: jnp.zeros(2),) * 3
 
         def penalty(self):
             return bl.prox.GroupL1(1.0)
