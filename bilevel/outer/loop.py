@@ -119,10 +119,13 @@ class _Record:
         self.validation = self.validation._replace(start=start)
         self.losses.append(float(loss))
         self.steps.append(int(state.step))
-        self.since_best += 1
+        better = self.losses[-1] < self.best_loss
+        self.since_best = 0 if better else self.since_best + 1
+        if better:
+            self.best_loss = self.losses[-1]
         # Where no loss was ever finite there is no best, and the last is as good as any.
-        if self.losses[-1] < self.best_loss or not np.isfinite(self.best_loss):
-            self.best_variables, self.best_loss, self.since_best = state.variables, self.losses[-1], 0
+        if better or np.isinf(self.best_loss):
+            self.best_variables = state.variables
 
     def raise_on_failed_step(self) -> None:
         last = self.metrics[-1]

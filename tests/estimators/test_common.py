@@ -115,15 +115,29 @@ def test_there_are_as_many_atoms_as_features_by_default():
     assert fitted(DictionaryLearning, n_components=None).dictionary_.shape == (FEATURES, FEATURES)
 
 
-@every_estimator
-def test_an_atom_that_no_sample_can_use_becomes_another(estimator):
-    X, init = samples(), np.eye(FEATURES)[[0, 1, FEATURES - 1]]
-    # Nothing has a part along the last atom, whose gradient is zero therefore.
+def with_a_dead_atom():
+    """Samples, and an array to start from, whose last atom is orthogonal to all of them: its gradient is zero."""
+    X = samples()
     X[:, -1] = 0
-    model = fitted(estimator, X, init=init)
+    return X, np.eye(FEATURES)[[0, 1, FEATURES - 1]]
+
+
+def test_an_atom_that_no_sample_can_use_becomes_another():
+    X, init = with_a_dead_atom()
+    model = fitted(DictionaryLearning, X, init=init)
     assert len(model.dead_atoms_) == 0
     assert np.all(model.usage_ > 0)
     assert abs(model.dictionary_[2, -1]) < 0.5
+
+
+@pytest.mark.parametrize("estimator", ALL[1:])
+def test_an_array_is_where_the_joint_stage_begins(estimator):
+    X, init = with_a_dead_atom()
+    model = fitted(estimator, X, init=3 * init)
+    np.testing.assert_array_equal(model.unsupervised_dictionary_, init)
+    np.testing.assert_array_equal(model.dictionary_[2], init[2])
+    assert not np.allclose(model.dictionary_[:2], init[:2], atol=1e-3)
+    np.testing.assert_array_equal(model.dead_atoms_, [2])
 
 
 @every_estimator

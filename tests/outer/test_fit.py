@@ -303,6 +303,10 @@ def test_a_failed_validation_raises_or_is_recorded():
     fitted = trainer.fit(data, 6, **options, throw=False)
     assert np.all(np.isnan(fitted.history["validation_loss"]))
     assert len(fitted.history["loss"]) == 6
+    # Where there is no best, the last is kept; and none of these is a new best.
+    assert same(fitted.variables, fitted.state.variables)
+    patient = trainer.fit(data, 20, **options, throw=False, patience=2)
+    assert len(patient.history["validation_loss"]) == 2
 
 
 def test_a_validation_whose_inner_solve_fails_is_not_believed():
