@@ -44,6 +44,36 @@ def test_an_interrupted_demo_leaves_nothing(small, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("last", ["atoms.png", "training.png", "report.html", "metrics.json"])
+def test_a_demo_interrupted_while_it_writes_leaves_no_metrics(small, tmp_path, monkeypatch, last):
+    (tmp_path / "metrics.json").write_text("of an earlier run")
+    replace = demo.replace
+
+    def interrupted(path, content):
+        if path.name == last:
+            raise KeyboardInterrupt
+        replace(path, content)
+
+    run = demo.Run(0.1, 0.05, 1.0, 3.0, 0.1, 0.01, np.eye(4, 64), np.eye(4, 64), np.ones(2))
+    monkeypatch.setattr(demo, "run", lambda *_: run)
+    monkeypatch.setattr(demo, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(["--out", str(tmp_path), "--seeds", "1"])
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_the_demo_compares_at_both_sizes_over_five_seeds():
+    assert demo.SIZES == (10, 30) and demo.SEEDS == (0, 1, 2, 3, 4)
+
+
+def test_task_driven_learning_beats_two_stage_learning_on_one_split():
+    # The demo itself, as it stands, on its first seed; the median over all five is what it reports.
+    run = demo.run(demo.load_digits(), 10, seed=0)
+    assert run.task_driven_error <= 0.7 * run.two_stage_error
+    assert 0.02 <= run.two_stage_error <= 0.15
+    assert 1 < run.nonzeros_per_code < 10
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     demo.replace(path, b"old")

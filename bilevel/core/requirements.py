@@ -41,14 +41,15 @@ def positive(name: str, value: Any) -> Requirement:
 
 
 def ordered(low_name: str, low: Any, high_name: str, high: Any) -> Requirement:
-    """low ≤ high, entry by entry; NaN is neither."""
+    """A number lies between low and high, entry by entry; NaN is neither."""
     low, high = _real(low_name, low), _real(high_name, high)
     with eagerly(low, high), jax.numpy_dtype_promotion("standard"):
         low, high = jnp.broadcast_arrays(low, high)
-        good = low <= high
+        good = (low <= high) & (low < jnp.inf) & (high > -jnp.inf)
         holds = jnp.all(good)
         came = _first_violation(good, low, high)
-    return Requirement(holds, f"`{low_name}` must not be above `{high_name}`{came}. Swap or move the bounds.")
+    message = f"`{low_name}` must not be above `{high_name}`{came}. A number must lie between: swap or move the bounds."
+    return Requirement(holds, message)
 
 
 def raise_where_violated(requirements: Iterable[Requirement]) -> None:

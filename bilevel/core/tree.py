@@ -38,10 +38,30 @@ def dtype(tree: PyTree) -> Any:
         return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
 
 
-def broadcast(prefix: PyTree, tree: PyTree) -> PyTree:
-    """`prefix`, a tree prefix of `tree` (a single number, say), with the leaves, shapes and dtypes of `tree`."""
-    full = jax.tree.broadcast(prefix, tree)
-    return jax.tree.map(lambda p, x: jnp.broadcast_to(jnp.asarray(p).astype(x.dtype), x.shape), full, tree)
+def broadcast(name: str, prefix: PyTree, tree: PyTree) -> PyTree:
+    """`prefix`, a tree prefix of `tree` (a single number, say), with the leaves, shapes and dtypes of `tree`.
+
+    Raises `ValueError`, with the `name` of the prefix, where it does not fit.
+    """
+
+    def of_leaf(p: Any, x: Array) -> Array:
+        p = jnp.asarray(p)
+        try:
+            return jnp.broadcast_to(p.astype(x.dtype), x.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` of shape {p.shape} does not broadcast to the unknown it applies to, of shape {x.shape}. "
+                "Pass a number, or an array that broadcasts."
+            ) from error
+
+    try:
+        full = jax.tree.broadcast(prefix, tree)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be a number, an array or a tree prefix of the unknown: got {jax.tree.structure(prefix)}, "
+            f"but the unknown is {jax.tree.structure(tree)}."
+        ) from error
+    return jax.tree.map(of_leaf, full, tree)
 
 
 def max_abs(tree: PyTree) -> Scalar:

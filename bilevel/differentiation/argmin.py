@@ -11,6 +11,7 @@ from bilevel.core.requirements import Requirement, all_hold, finite, guard, is_t
 from bilevel.differentiation.base import AbstractDifferentiation
 from bilevel.differentiation.implicit import Implicit
 from bilevel.objectives import AbstractExactObjective, AbstractObjective, FunctionObjective, SparseCoding
+from bilevel.objectives.base import check_precision
 from bilevel.objectives.partitioned import partition
 from bilevel.solvers import LBFGS, AbstractSolver, Exact, ProximalGradient, SparseCoder
 
@@ -49,6 +50,8 @@ def argmin(
     data = tree.to_arrays(data)
     objective.check_data(data)
     init = objective.init(data) if init is None else _check_init(objective, data, tree.to_arrays(init))
+    for leaf in jax.tree.leaves(eqx.filter(init, eqx.is_inexact_array)):
+        check_precision("init", leaf)
     if not any(map(eqx.is_inexact_array, jax.tree.leaves(init))):
         raise ValueError(f"`init` has no floating arrays to optimize, got {init!r}. Start from `jnp.zeros(3)`, say.")
     solver = default_solver(objective) if solver is None else solver

@@ -168,13 +168,18 @@ Targets are standardized inside, so that `alpha` and `learning_rate` do not depe
         """Learn dictionary and head from samples X (samples, features) and y, (samples,) or (samples, targets)."""
         check_parameters(self.get_params(deep=False))
         X, y = validate_data(self, X, y, dtype=FLOATS, multi_output=True, y_numeric=True)
-        columns = y.astype(X.dtype).reshape(len(y), -1)
-        mean, deviation = columns.mean(axis=0), columns.std(axis=0)
+        # In 64 bits, as squares of targets may overflow in 32.
+        columns = y.astype(np.float64).reshape(len(y), -1)
+        with np.errstate(over="ignore"):
+            mean, deviation = columns.mean(axis=0), columns.std(axis=0)
+        if not np.all(np.isfinite(deviation)):
+            raise ValueError("`y` is so large that its variance overflows. Divide it by its largest magnitude.")
         scale = np.where(deviation > 0, deviation, 1)
+        standardized = ((columns - mean) / scale).astype(X.dtype)
         with precision(X.dtype):
             loss = SquaredError(jnp.asarray(self.alpha, X.dtype))
-            weights, intercept = self._fit_stages(X, (columns - mean) / scale, loss)
-        coef, intercept = (weights * scale).T, intercept * scale + mean
+            weights, intercept = self._fit_stages(X, standardized, loss)
+        coef, intercept = ((weights * scale).T.astype(X.dtype), (intercept * scale + mean).astype(X.dtype))
         self.coef_, self.intercept_ = (coef[0], intercept[0]) if y.ndim == 1 else (coef, intercept)
         return self
 

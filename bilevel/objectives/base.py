@@ -204,12 +204,22 @@ def _pseudorandom_like(params: PyTree) -> PyTree:
     )
 
 
+def check_precision(name: str, value: Array) -> None:
+    """Raise `ValueError` for less than 32 bits."""
+    if jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32:
+        raise ValueError(
+            f"`{name}` has dtype {value.dtype}, in which no solver meets a useful tolerance. Convert it: "
+            f"`{name}.astype('float32')`."
+        )
+
+
 def check_float(name: str, value: Any, shape: tuple[str, ...], dtype: Any = None) -> Array:
     """`value` as an array with as many axes as `shape` names, none of them empty, or `ValueError`."""
     if not eqx.is_array(value):
         raise ValueError(f"`{name}` must be an array of shape ({', '.join(shape)}), got {type(value).__name__}.")
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"`{name}` must have a floating dtype, got {value.dtype}. Try `{name}.astype(float)`.")
+    check_precision(name, value)
     if value.ndim != len(shape):
         raise ValueError(f"`{name}` must have shape ({', '.join(shape)}), got {value.shape}.")
     if 0 in value.shape:

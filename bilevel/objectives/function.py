@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 from jaxtyping import PyTree, Scalar
 
 from bilevel.core import tree
-from bilevel.core.requirements import Requirement
+from bilevel.core.requirements import Requirement, finite
 from bilevel.objectives.base import AbstractObjective, hoisted
 from bilevel.prox import AbstractPenalty
 
@@ -53,7 +54,8 @@ class FunctionObjective(AbstractObjective):
         self.start = start
 
     def requirements(self) -> list[Requirement]:
-        return [] if self.nonsmooth is None else self.nonsmooth.requirements()
+        start = [finite("start", x) for x in jax.tree.leaves(self.start) if eqx.is_inexact_array(x)]
+        return start + ([] if self.nonsmooth is None else self.nonsmooth.requirements())
 
     def smooth(self, params: PyTree, data: PyTree) -> Scalar:
         return self.function(self.hyperparams, params, data)

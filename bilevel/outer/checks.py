@@ -38,7 +38,7 @@ def check_data(name: str, problem: BilevelProblem, data: PyTree) -> None:
     problem.variables.objective.check_data(problem.inner_data(data))
 
 
-def check_batches(data: PyTree, batch_size: int | None) -> None:
+def check_batches(problem: BilevelProblem, data: PyTree, batch_size: int | None) -> None:
     """Whether there are as many samples in every array, and enough of them for a batch."""
     if batch_size is None:
         return
@@ -51,6 +51,12 @@ def check_batches(data: PyTree, batch_size: int | None) -> None:
     if batch_size > shapes[0][0]:
         raise ValueError(
             f"`batch_size` is {batch_size}, but `data` has {shapes[0][0]} samples. Pass None for all of them."
+        )
+    seen = {jnp.shape(x)[:1] for x in jax.tree.leaves(jax.eval_shape(problem.inner_data, data))}
+    if problem.variables.objective.samplewise and seen != {shapes[0][:1]}:
+        raise ValueError(
+            f"`inner_data` must keep the samples of a batch, as their inner solutions are kept from step to step: got "
+            f"{seen} of {shapes[0][0]}. Select features with it, not samples, or pass `batch_size=None`."
         )
 
 

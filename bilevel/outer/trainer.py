@@ -59,7 +59,7 @@ class Trainer(eqx.Module):
         data = tree.to_arrays(data)
         check_key(key)
         check_data("data", self.problem, data)
-        check_batches(data, self.batch_size)
+        check_batches(self.problem, data, self.batch_size)
         return _start_jit(self, data, key)
 
     def step(self, state: TrainingState, data: PyTree) -> tuple[TrainingState, StepMetrics]:
@@ -154,7 +154,7 @@ class Trainer(eqx.Module):
         if not isinstance(state, TrainingState):
             raise ValueError(f"`state` must be a TrainingState, got {type(state).__name__}.")
         check_data("data", self.problem, data)
-        check_batches(data, self.batch_size)
+        check_batches(self.problem, data, self.batch_size)
         check_like("state", eqx.filter_eval_shape(_start, self, data, state.key), state)
         return state
 

@@ -36,7 +36,7 @@ class Box(AbstractConstraint, AbstractPolyhedralPenalty):
         return jax.tree.map(lambda x, lower, upper: (lower < x) & (x < upper), params, *self._bounds(params))
 
     def _bounds(self, params: PyTree) -> tuple[PyTree, PyTree]:
-        return tree.broadcast(self.lower, params), tree.broadcast(self.upper, params)
+        return tree.broadcast("lower", self.lower, params), tree.broadcast("upper", self.upper, params)
 
 
 class NonNegative(AbstractConstraint, AbstractPolyhedralPenalty):

@@ -30,7 +30,8 @@ class GroupL1(AbstractSparsePenalty):
 
     def value(self, params: PyTree) -> Scalar:
         norms = self._norms(params)
-        return jnp.asarray(optax.tree.sum(jax.tree.map(jnp.multiply, tree.broadcast(self.strength, norms), norms)))
+        strengths = tree.broadcast("strength", self.strength, norms)
+        return jnp.asarray(optax.tree.sum(jax.tree.map(jnp.multiply, strengths, norms)))
 
     def prox(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
         def of_leaf(x: Array, strength: Array) -> Array:
@@ -40,7 +41,7 @@ class GroupL1(AbstractSparsePenalty):
             rests = (norm <= threshold) & (threshold > 0)
             return jnp.where(rests, 0, x - threshold * direction)
 
-        return jax.tree.map(of_leaf, params, tree.broadcast(self.strength, self._norms(params)))
+        return jax.tree.map(of_leaf, params, tree.broadcast("strength", self.strength, self._norms(params)))
 
     def critical_strength(self, gradient_at_zero: PyTree) -> Scalar:
         """The largest ‖∇f(0)‖₂ of a group."""

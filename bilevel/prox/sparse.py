@@ -52,7 +52,7 @@ class ShiftedL1(AbstractPolyhedralPenalty):
         return shifts + [nonnegative("strength", s) for s in jax.tree.leaves(self.strength)]
 
     def _from_shift(self, params: PyTree) -> PyTree:
-        return jax.tree.map(jnp.subtract, params, tree.broadcast(self.shift, params))
+        return jax.tree.map(jnp.subtract, params, tree.broadcast("shift", self.shift, params))
 
     def value(self, params: PyTree) -> Scalar:
         return _weighted_sum(self.strength, jax.tree.map(jnp.abs, self._from_shift(params)))
@@ -60,7 +60,7 @@ class ShiftedL1(AbstractPolyhedralPenalty):
     def prox(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
         # `shift` where the coordinate rests, exactly: shift + 0 and not shift + (x − shift) − ….
         moved = _soft_threshold(self._from_shift(params), self.strength, stepsize)
-        return jax.tree.map(jnp.add, tree.broadcast(self.shift, params), moved)
+        return jax.tree.map(jnp.add, tree.broadcast("shift", self.shift, params), moved)
 
     def support(self, params: PyTree) -> PyTree:
         return _support_of_l1(self.strength, self._from_shift(params))
@@ -86,32 +86,33 @@ class ElasticNet(AbstractPolyhedralPenalty, AbstractSparsePenalty):
 
     def prox(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
         shrink = lambda x, l2: x / (1 + jnp.asarray(stepsize).astype(x.dtype) * l2)
-        return jax.tree.map(shrink, _soft_threshold(params, self.l1, stepsize), tree.broadcast(self.l2, params))
+        moved = _soft_threshold(params, self.l1, stepsize, "l1")
+        return jax.tree.map(shrink, moved, tree.broadcast("l2", self.l2, params))
 
     def support(self, params: PyTree) -> PyTree:
         return _support_of_l1(self.l1, params)
 
     def curvature(self, params: PyTree) -> PyTree:
-        return tree.broadcast(self.l2, params)
+        return tree.broadcast("l2", self.l2, params)
 
     def critical_strength(self, gradient_at_zero: PyTree) -> Scalar:
         """‖∇f(0)‖_∞, for l1, whatever l2."""
         return tree.max_abs(gradient_at_zero)
 
 
-def _soft_threshold(params: PyTree, strength: PyTree, stepsize: ScalarLike) -> PyTree:
+def _soft_threshold(params: PyTree, strength: PyTree, stepsize: ScalarLike, name: str = "strength") -> PyTree:
     def of_leaf(x: Array, strength: Array) -> Array:
         threshold = jnp.asarray(stepsize).astype(x.dtype) * strength
         # With a threshold of 0 a zero moves freely: the identity, with its derivative.
         rests = (jnp.abs(x) <= threshold) & (threshold > 0)
         return jnp.where(rests, 0, x - threshold * jnp.sign(x))
 
-    return jax.tree.map(of_leaf, params, tree.broadcast(strength, params))
+    return jax.tree.map(of_leaf, params, tree.broadcast(name, strength, params))
 
 
 def _support_of_l1(strength: PyTree, params: PyTree) -> PyTree:
-    return jax.tree.map(lambda s, x: (x != 0) | (s == 0), tree.broadcast(strength, params), params)
+    return jax.tree.map(lambda s, x: (x != 0) | (s == 0), tree.broadcast("strength", strength, params), params)
 
 
 def _weighted_sum(weights: PyTree, params: PyTree) -> Scalar:
-    return jnp.asarray(optax.tree.sum(jax.tree.map(jnp.multiply, tree.broadcast(weights, params), params)))
+    return jnp.asarray(optax.tree.sum(jax.tree.map(jnp.multiply, tree.broadcast("strength", weights, params), params)))

@@ -3,7 +3,7 @@
 import abc
 
 import equinox as eqx
-from jaxtyping import PyTree, ScalarLike
+from jaxtyping import PyTree
 
 from bilevel.core import Solution
 from bilevel.core.requirements import positive, raise_where_violated
@@ -36,9 +36,17 @@ def refuse(solver: AbstractSolver, objective: AbstractObjective, missing: str, i
     )
 
 
-def check_options(tol: ScalarLike | None, max_steps: int) -> None:
-    """Raise `ValueError` where what every iterative solver has is out of range."""
-    if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
-        raise ValueError(f"`max_steps` must be a whole number of at least 1, got {max_steps!r}.")
-    if tol is not None:
-        raise_where_violated([positive("tol", tol)])
+#: The options of iterative solvers that are counts, and those that are positive numbers or None.
+COUNTS, POSITIVE = ("max_steps", "history_size"), ("tol", "stepsize", "ridge")
+
+
+def check_options(solver: AbstractSolver) -> None:
+    """Raise `ValueError` where one of the solver's options is out of its range."""
+    for name in COUNTS:
+        value = getattr(solver, name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+    for name in POSITIVE:
+        value = getattr(solver, name, None)
+        if value is not None:
+            raise_where_violated([positive(name, value)])

@@ -308,7 +308,7 @@ class ScipyMinimize(AbstractSolver):
     max_steps: int = 5000
 
     def __check_init__(self):
-        check_options(self.tol, self.max_steps)
+        check_options(self)
         if self.method not in SCIPY_METHODS:
             raise ValueError(f"`method` must be one of {SCIPY_METHODS}, got {self.method!r}.")
 

@@ -90,7 +90,7 @@ class AbstractJaxoptSolver(AbstractSolver):
     max_steps: eqx.AbstractVar[int]
 
     def __check_init__(self):
-        check_options(self.tol, self.max_steps)
+        check_options(self)
 
     @abc.abstractmethod
     def build(self, problem: Problem) -> Method:

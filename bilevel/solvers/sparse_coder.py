@@ -47,7 +47,7 @@ class SparseCoder(AbstractSolver):
     max_steps: int = 10_000
 
     def __check_init__(self):
-        check_options(self.tol, self.max_steps)
+        check_options(self)
 
     def check(self, objective: AbstractObjective) -> None:
         if not isinstance(objective, SparseCoding):

@@ -52,7 +52,7 @@ def test_dtype_is_the_widest():
 
 def test_broadcast():
     x = {"a": jnp.ones((2, 3)), "b": (jnp.ones(3, "float32"), jnp.ones(()))}
-    full = tree.broadcast({"a": jnp.arange(3.0), "b": 0.5}, x)
+    full = tree.broadcast("it", {"a": jnp.arange(3.0), "b": 0.5}, x)
     assert eqx.filter_eval_shape(lambda: full) == eqx.filter_eval_shape(lambda: x)
     np.testing.assert_array_equal(full["a"], [[0, 1, 2], [0, 1, 2]])
     assert full["b"][0].tolist() == [0.5, 0.5, 0.5]
@@ -60,8 +60,8 @@ def test_broadcast():
 
 @pytest.mark.parametrize("prefix", [{"a": 1.0}, (1.0, 2.0), np.ones(2)])
 def test_what_does_not_broadcast_is_an_error(prefix):
-    with pytest.raises(ValueError):
-        tree.broadcast(prefix, {"a": jnp.ones(3), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match="`it`"):
+        tree.broadcast("it", prefix, {"a": jnp.ones(3), "b": jnp.ones(3)})
 
 
 def test_max_abs():

@@ -58,6 +58,11 @@ MAKING = {
     "half a step": (lambda: S.ProximalGradient(max_steps=1.5), "`max_steps` must be a whole number", "got 1.5"),
     "zero tol": (lambda: S.LBFGS(tol=0.0), "`tol` must be finite and positive, got 0.0", ""),
     "NaN tol": (lambda: S.SparseCoder(tol=jnp.nan), "`tol` must be finite and positive, got nan", ""),
+    "negative step": (lambda: S.GradientDescent(stepsize=-1.0), "`stepsize` must be finite and positive, got -1", ""),
+    "no history": (lambda: S.LBFGS(history_size=0), "`history_size` must be a whole number of at least 1, got 0", ""),
+    "negative ridge": (lambda: S.AndersonAcceleration(ridge=-1.0), "`ridge` must be finite and positive", "got -1"),
+    "NaN start": (lambda: O.FunctionObjective(jnp.sum, start=hole), "`start` has 1 entries that are NaN", ""),
+    "16 bits": (lambda: O.SparseCoding(D.astype(jnp.float16), 0.1), "`dictionary` has dtype float16", "astype"),
     "unknown option": (
         lambda: bl.Implicit(on_failure="hope"),
         "`on_failure` must be 'nan' or 'ignore', got 'hope'",
@@ -122,6 +127,11 @@ SOLVING = {
         "Start from",
     ),
     "not a number": (lambda: bl.argmin(O.FunctionObjective(lambda h, p, d: p, start=y)), "must return a number", "sum"),
+    "init of 16 bits": (
+        lambda: bl.argmin(O.FunctionObjective(lambda h, p, d: jnp.sum(p), start=jnp.zeros(3, jnp.bfloat16))),
+        "`init` has dtype bfloat16",
+        "astype",
+    ),
     "NaN in init": (lambda: bl.argmin(SMOOTH, y[:6], init=y[:6] * jnp.nan), "`init` has 6 entries that are NaN", ""),
 }
 

@@ -9,15 +9,15 @@ import pytest
 import bilevel as bl
 from bilevel.solvers.loop import default_tol
 from tests.laws import error, outcome
-from tests.problems import CLAMP, CODES, DESIGN, RESPONSE, RIDGES, ROBUST_CODES, Problem, least_squares_loss
-from tests.solvers.members import COVER, Member, pair_name
+from tests.problems import CLAMP, CODES, DESIGN, RESPONSE, RIDGES, ROBUST_CODES, Problem, least_squares_loss, raveled
+from tests.solvers.members import PAIRS, Member, pair_name
 
 single = jnp.float32
 # Above the floor that 32 bits set, of about 1e-7 times the root of the number of unknowns.
 TOL = jnp.asarray(2e-6, single)
 
 
-@pytest.mark.parametrize(("member", "problem"), COVER, ids=pair_name)
+@pytest.mark.parametrize(("member", "problem"), PAIRS, ids=pair_name)
 def test_keeps_32_bits_and_is_right_to_them(member: Member, problem: Problem):
     solved = outcome(problem, member.solver(tol=TOL), dtype=single)
     assert solved.solution.result == bl.RESULTS.successful, bl.RESULTS[solved.solution.result]
@@ -26,8 +26,12 @@ def test_keeps_32_bits_and_is_right_to_them(member: Member, problem: Problem):
     double = outcome(problem, member.solver())
     assert error(solved.params, double.params) <= 1e-3
     assert error(solved.pushed, double.pushed) <= 1e-3
+    # What vanishes at the solution (the derivative in a factor of the objective) is measured beside the other leaves.
+    whole = np.linalg.norm(raveled(double.pulled))
     for leaf, expected in zip(*map(jax.tree.leaves, (solved.pulled, double.pulled)), strict=True):
-        assert error(np.ravel(leaf), expected) <= 1e-3
+        assert np.linalg.norm(np.asarray(leaf) - np.asarray(expected)) <= 1e-3 * max(
+            np.linalg.norm(expected), 0.05 * whole
+        )
 
 
 X, y = (leaf.astype(single) for leaf in RIDGES[0].data)

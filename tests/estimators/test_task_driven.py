@@ -44,6 +44,20 @@ def test_a_target_made_of_weak_components_is_found():
     assert model.score(X[200:], y[200:]) > 0.8
 
 
+def test_targets_of_any_scale_in_32_bits():
+    X, y = (x.astype(np.float32) for x in hidden_signal(100))
+    fit = lambda scale: TaskDrivenDictionaryRegressor(4, max_iter=3, random_state=0).fit(X, np.float32(scale) * y)
+    plain = fit(1).predict(X)
+    for scale in (1e-20, 1e20):
+        np.testing.assert_allclose(fit(scale).predict(X) / np.float32(scale), plain, rtol=1e-3, atol=1e-4)
+
+
+def test_targets_whose_variance_overflows_are_named():
+    X, y = hidden_signal(20)
+    with pytest.raises(ValueError, match="`y` is so large"):
+        TaskDrivenDictionaryRegressor(4, max_iter=1).fit(X, 1e200 * y)
+
+
 # --- Heads ------------------------------------------------------------------------------------------------------------
 
 

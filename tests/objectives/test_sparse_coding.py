@@ -10,7 +10,16 @@ from sklearn.linear_model import ElasticNet
 import bilevel as bl
 from bilevel.objectives.sample_hessian import SampleHessian
 from tests.compiling import compiled
-from tests.problems import CODES, DICTIONARY, ROBUST_CODES, SIGNALS, Problem, by_name
+from tests.problems import (
+    CODES,
+    DICTIONARY,
+    ROBUST_CODES,
+    SIGNALS,
+    LogCosh,
+    Problem,
+    by_name,
+    codes_by_proximal_gradient,
+)
 
 solve = compiled(lambda coding, X: bl.argmin(coding, X).params)
 
@@ -72,3 +81,47 @@ def test_the_width_of_the_blocks_follows_the_largest_support(atoms: int):
 @compiled
 def _solve_hessian(dictionary: jax.Array, support: jax.Array, data: jax.Array, right: jax.Array) -> jax.Array:
     return SampleHessian(dictionary, jnp.asarray(0.1), support, data, None, None).solve(right)
+
+
+def test_a_loss_may_close_over_what_is_traced():
+    coding, X = CODES.objective, CODES.data
+
+    @compiled
+    def codes(width, direction):
+        def solve(width):
+            loss = lambda x, reconstruction: LogCosh(width)(x, reconstruction)
+            coding_with = bl.objectives.SparseCoding(coding.dictionary, coding.l1, coding.l2, loss)
+            return bl.argmin(coding_with, X, solver=bl.solvers.ProximalGradient(tol=1e-11), throw=False).params
+
+        return jax.jvp(solve, (width,), (direction,))
+
+    values, motion = codes(jnp.asarray(0.8), jnp.asarray(1.0))
+    leaves = [np.asarray(coding.dictionary), 0.3, 0.1]
+    solve = lambda width: codes_by_proximal_gradient(*leaves, width, np.asarray(X))
+    np.testing.assert_allclose(np.ravel(values), solve(0.8), atol=1e-9)
+    np.testing.assert_allclose(np.ravel(motion), (solve(0.8 + 1e-5) - solve(0.8 - 1e-5)) / 2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-8, 1e8, 1e15])
+def test_codes_of_samples_of_any_scale_in_32_bits(scale: float):
+    # Multiplied along with l1, samples have their codes multiplied.
+    D, X = np.float32(CODES.objective.dictionary), np.float32(CODES.data)
+    code = compiled(lambda X, l1: bl.argmin(bl.objectives.SparseCoding(D, l1, 0.1), X, throw=False))
+    plain, scaled = code(jnp.asarray(X), np.float32(0.3)), code(jnp.asarray(scale * X), np.float32(scale * 0.3))
+    assert plain.result == bl.RESULTS.successful and scaled.result == bl.RESULTS.successful
+    np.testing.assert_allclose(scaled.params / np.float32(scale), plain.params, atol=1e-4)
+
+
+def test_least_squares_without_any_penalty_and_more_atoms_than_features():
+    # Many solutions: whichever comes, it reconstructs the samples, and there is no derivative.
+    coding = bl.objectives.SparseCoding(CODES.objective.dictionary, 0.0, 0.0)
+
+    @compiled
+    def solve(coding, X):
+        codes = lambda X: bl.argmin(coding, X, throw=False)
+        return codes(X), jax.jvp(lambda X: codes(X).params, (X,), (jnp.ones_like(X),))[1]
+
+    solution, motion = solve(coding, CODES.data)
+    assert solution.result == bl.RESULTS.successful
+    np.testing.assert_allclose(solution.params @ coding.dictionary, CODES.data, atol=1e-6)
+    assert np.all(np.isnan(motion))

@@ -13,6 +13,7 @@ from tests.compiling import compilations, compiled
 from tests.outer.examples import (
     SAMPLES,
     coding_problem,
+    coding_variables,
     dictionary_and_task,
     held_out_error,
     leaves_of,
@@ -319,6 +320,12 @@ def test_a_validation_whose_inner_solve_fails_is_not_believed():
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_batches_of_other_samples_than_the_data_are_refused():
+    problem = bl.BilevelProblem(regression_loss, coding_variables(), inner_data=lambda batch: batch[0][:2])
+    with pytest.raises(ValueError, match="`inner_data` must keep the samples"):
+        bl.Trainer(problem, ADAM, 4).init(signals(), jax.random.key(0))
 
 
 def fit(num_steps=2, data=None, batch_size=None, **options):

@@ -77,9 +77,21 @@ def test_a_strength_may_be_mapped():
     np.testing.assert_allclose(mapped, np.stack([soft(X, 2 * s) for s in np.asarray(strengths)]), rtol=1e-14)
 
 
-@pytest.mark.parametrize("penalty", [L1(np.ones((5, 3, 4))), GroupL1(np.ones(4)), Box(np.zeros(3), np.ones(3))])
-def test_numbers_that_do_not_fit_the_leaves_are_an_error(penalty):
-    with pytest.raises(ValueError, match="broadcast"):
+UNFIT = [
+    (L1(np.ones((5, 3, 4))), "strength"),
+    (L1((0.1, 0.2)), "strength"),
+    (ElasticNet(np.ones((5, 3, 4)), 1.0), "l1"),
+    (ElasticNet(1.0, np.ones((5, 3, 4))), "l2"),
+    (ShiftedL1(np.ones(5)), "shift"),
+    (GroupL1(np.ones(4)), "strength"),
+    (Box(np.zeros(3), np.ones(3)), "lower"),
+    (Box(0.0, np.ones(3)), "upper"),
+]
+
+
+@pytest.mark.parametrize(("penalty", "name"), UNFIT)
+def test_numbers_that_do_not_fit_the_leaves_are_named(penalty, name):
+    with pytest.raises(ValueError, match=f"`{name}` .*(broadcast|tree prefix)"):
         penalty.prox(jnp.asarray(X), 1.0)
 
 
@@ -124,7 +136,7 @@ BAD = [
     *((ShiftedL1, (0.0, bad), "strength") for bad in (-1.0, "0.1")),
     *((Simplex, (bad,), "total") for bad in (0.0, -1.0, np.nan, "1", np.ones(3))),
     *((Box, bad, "lower") for bad in ((1.0, 0.0), (np.nan, 1.0), ("0", 1.0), ((0.0, 2.0), 1.0), (1, (0.0, 2)))),
-    *((Box, bad, "upper") for bad in ((0.0, np.nan), (0.0, "1"))),
+    *((Box, bad, "upper") for bad in ((0.0, np.nan), (0.0, "1"), (np.inf, np.inf), (-np.inf, -np.inf))),
 ]
 
 

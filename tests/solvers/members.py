@@ -69,21 +69,8 @@ PAIRS = [
 ]
 
 
-def _cover() -> list[tuple[Member, Problem]]:
-    """Few pairs with every solver and every problem among them."""
-    new = lambda pair: (pair[0] not in [m for m, _ in cover]) + (pair[1] not in [p for _, p in cover])
-    cover: list[tuple[Member, Problem]] = []
-    for both in (2, 1):
-        for pair in PAIRS:
-            if new(pair) >= both:
-                cover.append(pair)
-    return cover
-
-
-#: For laws of JAX's transformations, which see a solver by its loop and a problem by its functions.
-COVER = _cover()
 #: Each solver once.
-EACH = [next(pair for pair in COVER if pair[0] is member) for member in MEMBERS]
+EACH = [next(pair for pair in PAIRS if pair[0] is member) for member in MEMBERS]
 
 
 def pair_name(value: object) -> str:
