@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bilevel.objectives import AbstractObjective, Clamp, FunctionObjective, Ridge, SparseCoding
+from bilevel.objectives import (
+    AbstractObjective,
+    Clamp,
+    ElasticNet as ElasticNetRegression,
+    FunctionObjective,
+    LogisticRegression,
+    MulticlassSVM,
+    Ridge,
+    SparseCoding,
+)
 from bilevel.prox import L1, AbstractPenalty, Box, ElasticNet, GroupL1, NonNegative, Simplex, UnitBall
 from tests import witnesses
 
@@ -266,7 +275,63 @@ PENALIZED = [
     penalized(UnitBall(), lambda Y, s: witnesses.onto_balls(Y), (), {"constraint"}),
 ]
 
-PROBLEMS = [RIDGES[1], CODES, ROBUST_CODES, CLAMP, LOGISTIC, MODULES, *PENALIZED]
+# --- Models: elastic net, sparse logistic regression, multiclass SVM --------------------------------------------------
+
+
+def elastic_net_weights(l1: np.ndarray, l2: np.ndarray, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A row for each target, raveled."""
+    return witnesses.proximal_gradient(
+        lambda W: (X @ W.T - y).T @ X / len(X),
+        lambda W, s: witnesses.soft_threshold(W, s * l1) / (1 + s * l2),
+        np.linalg.norm(X, 2) ** 2 / len(X),
+        np.zeros((*y.shape[1:], X.shape[1])),
+    ).ravel()
+
+
+def logistic_weights(l2: np.ndarray, l1: np.ndarray, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return witnesses.proximal_gradient(
+        lambda w: -X.T @ (y / (1 + np.exp(y * (X @ w)))) / len(X) + l2 * w,
+        lambda w, s: witnesses.soft_threshold(w, s * l1),
+        np.linalg.norm(X, 2) ** 2 / (4 * len(X)) + np.max(l2),
+        np.zeros(X.shape[1]),
+    )
+
+
+def svm_duals(theta: np.ndarray, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    return witnesses.proximal_gradient(
+        lambda beta: Y - X @ (X.T @ (Y - beta)) / theta,
+        lambda beta, s: witnesses.onto_simplices(beta, 1.0),
+        np.linalg.norm(X, 2) ** 2 / theta,
+        np.full(Y.shape, 1 / Y.shape[1]),
+    ).ravel()
+
+
+_models = np.random.default_rng(1)
+ELASTIC_NET = Problem(
+    "elastic net regression",
+    ElasticNetRegression(l1=0.2, l2=0.1),
+    (jnp.asarray(SIGNALS), jnp.asarray(2 * _models.normal(size=(SAMPLES, 2)))),
+    elastic_net_weights,
+    {"any", "least squares"},
+    powers=(2, 2, 1, 1),
+)
+SPARSE_LOGISTIC = Problem(
+    "LogisticRegression",
+    LogisticRegression(l2=0.1, l1=np.linspace(0.02, 0.2, FEATURES)),
+    (jnp.asarray(SIGNALS), jnp.asarray(np.sign(_models.normal(size=SAMPLES)))),
+    logistic_weights,
+    {"any"},
+)
+SVM = Problem(
+    "MulticlassSVM",
+    MulticlassSVM(4.0),
+    (jnp.asarray(SIGNALS[:5]), jnp.asarray(np.eye(3)[[0, 1, 2, 0, 1]])),
+    svm_duals,
+    {"any", "constraint", "simplex"},
+)
+MODELS = [ELASTIC_NET, SPARSE_LOGISTIC, SVM]
+
+PROBLEMS = [RIDGES[1], CODES, ROBUST_CODES, CLAMP, LOGISTIC, MODULES, *PENALIZED, *MODELS]
 #: What solvers can serve, by the names of `Problem.kinds`.
 KINDS = {"any", "smooth", "exact", "least squares", "codes", "constraint", "simplex"}
 

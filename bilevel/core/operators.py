@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Scalar
 
 
 class AbstractSymmetricOperator(lx.AbstractLinearOperator):
@@ -27,6 +27,14 @@ class AbstractSymmetricOperator(lx.AbstractLinearOperator):
         """A⁻¹ vector; NaN where A is singular."""
 
     @abc.abstractmethod
+    def damped(self, ridge: Scalar) -> "AbstractSymmetricOperator":
+        """A + ridge I, on the coordinates that are not held."""
+
+    def blockwise(self, solve: Callable[[lx.AbstractLinearOperator, PyTree], PyTree], vector: PyTree) -> PyTree:
+        """`solve(block, part of the vector)` for every independent block of A; A is one block unless it says more."""
+        return solve(lx.FunctionLinearOperator(self.mv, self.in_structure(), lx.positive_semidefinite_tag), vector)
+
+    @abc.abstractmethod
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the vectors."""
 
@@ -38,61 +46,6 @@ class AbstractSymmetricOperator(lx.AbstractLinearOperator):
 
     def as_matrix(self) -> Float[Array, "size size"]:
         return lx.FunctionLinearOperator(self.mv, self.in_structure()).as_matrix()
-
-
-def solve(
-    operator: lx.AbstractLinearOperator, vector: PyTree, linear_solver: lx.AbstractLinearSolver | None = None
-) -> PyTree:
-    """A⁻¹ vector, differentiable in both modes and any number of times; NaN where the solve failed.
-
-    By a Lineax solver. None: the operator's own solve where it has one, conjugate gradient where it is positive
-    definite, else GMRES.
-    """
-    symmetric, positive = lx.is_symmetric(operator), lx.is_positive_semidefinite(operator)
-    tags = lx.positive_semidefinite_tag if positive else lx.symmetric_tag if symmetric else ()
-
-    def by_lineax(apply: Callable[[PyTree], PyTree], vector: PyTree) -> PyTree:
-        function = lx.FunctionLinearOperator(apply, operator.in_structure(), tags=tags)
-        if linear_solver is None:
-            return _krylov(function, vector)
-        answer, result, _ = linear_solver.compute(linear_solver.init(function, {}), vector, {})
-        return _scale(jnp.where(result == lx.RESULTS.successful, 1.0, jnp.nan), answer)
-
-    by = by_lineax
-    if linear_solver is None and isinstance(operator, AbstractSymmetricOperator):
-        by = lambda _, vector: operator.solve(vector)
-    # Not `lineax.linear_solve`: in reverse mode it raises where the answer is not finite, even with `throw=False`, so
-    # that one sample without a derivative would take all others with it.
-    return jax.lax.custom_linear_solve(operator.mv, vector, by, by, symmetric=symmetric)
-
-
-def _krylov(operator: lx.AbstractLinearOperator, vector: PyTree) -> PyTree:
-    """By CG or GMRES, in units in which Lineax's absolute constants make sense.
-
-    Those are: tolerances entry by entry, which without an absolute one are 0 / 0 at a zero of b; a residual below ε,
-    a breakdown; a curvature below 100 n ε, a singular operator. So b is scaled to norm 1, and A to about 1 / ε.
-    """
-    size = sum(leaf.size for leaf in jax.tree.leaves(vector))
-    norm = optax.tree.norm(vector)
-    eps = float(jnp.finfo(norm.dtype).eps)
-    # A hundred roundings above the floor that the precision sets for a residual.
-    options: dict[str, Any] = dict(rtol=100 * eps, atol=100 * eps, max_steps=10 * size + 100)
-    if lx.is_positive_semidefinite(operator):
-        # The residual by recurrence goes below every tolerance. Computed anew every few steps, as Lineax does by
-        # default, it stalls above this one for condition numbers over 1e4, and the search directions diverge.
-        tags, solver = lx.positive_semidefinite_tag, lx.CG(**options, stabilise_every=None)
-    else:
-        tags, solver = (), lx.GMRES(**options, restart=min(size, 100), stagnation_iters=3)
-    unit = _scale(1 / jnp.where(norm > 0, norm, 1), vector)
-    bend = optax.tree.norm(operator.mv(unit))
-    scale = 1 / (eps * jnp.where(bend > 0, bend, 1))
-    scaled = lx.FunctionLinearOperator(lambda v: _scale(scale, operator.mv(v)), operator.in_structure(), tags=tags)
-    state: Any = solver.init(scaled, {})
-    answer, result, _ = solver.compute(state, unit, {})
-    # GMRES calls itself stagnant where rounding keeps it from the tolerance: what counts is where it stands.
-    residual = optax.tree.norm(optax.tree.sub(scaled.mv(answer), unit))
-    good = (result == lx.RESULTS.successful) | (residual <= eps**0.5)
-    return _scale(jnp.where(good, norm * scale, jnp.nan), answer)
 
 
 def cholesky_solve(matrix: Float[Array, "n n"], right: Float[Array, "n *columns"]) -> Float[Array, "n *columns"]:
@@ -114,10 +67,6 @@ def cholesky_solve(matrix: Float[Array, "n n"], right: Float[Array, "n *columns"
     # A factor, so that the derivatives are NaN too.
     good = jnp.where(noise <= 0.01, 1.0, jnp.nan).astype(matrix.dtype)
     return (good * scale * answers[:, 1:]).reshape(right.shape)
-
-
-def _scale(factor: Array, vector: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: factor.astype(x.dtype) * x, vector)
 
 
 @lx.linearise.register(AbstractSymmetricOperator)

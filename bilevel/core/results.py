@@ -28,7 +28,20 @@ class RESULTS(lx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The objective or its data hold values that they must not: NaN, infinity, or a hyperparameter out of its "
         "range. Try the same call outside `jit`, where the message names the argument."
     )
+    adjoint_not_solved = (
+        "The linear system of the hypergradient was not solved to 1e-3. Likely causes: a Hessian close to singular on "
+        "the support, or a linear solver that ran out of steps. Try another `linear_solver`, a `ridge`, or 64 bits."
+    )
+    singular_hessian = (
+        "The Hessian is singular on the support of the solution, which therefore has no derivative. Likely causes: "
+        "duplicated atoms or collinear features without an l2 penalty, or more coordinates in use than equations. Try "
+        "l2 > 0, fewer atoms, or `Implicit(ridge=1e-8)`."
+    )
 
 
 class InnerSolveError(RuntimeError):
     """An inner solve failed, and `throw=True` asked to hear of it."""
+
+
+class HypergradientError(RuntimeError):
+    """A hypergradient could not be had, and `on_failure="raise"` asked to hear of it."""

@@ -72,6 +72,20 @@ def max_abs(tree: PyTree) -> Scalar:
     return largest
 
 
+def scale(factor: Array, tree: PyTree) -> PyTree:
+    """factor · tree, in the dtypes of the leaves."""
+    return jax.tree.map(lambda x: factor.astype(x.dtype) * x, tree)
+
+
+def pseudorandom_like(tree: PyTree) -> PyTree:
+    """A fixed vector with a part along every eigenvector that anyone is likely to meet."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
+    return jax.tree.unflatten(
+        structure, [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
+    )
+
+
 def all_finite(tree: PyTree) -> Array:
     """Whether every inexact leaf is finite."""
     leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]

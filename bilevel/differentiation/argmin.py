@@ -62,7 +62,9 @@ def argmin(
     # A traced value that is out of its range is an error of the run; or a result, where the caller wants no errors.
     traced = [r for r in requirements if is_traced(r.holds)]
     run = _apply if solver.on_host() else _apply_jit
-    solution = run(diff, tree.to_arrays(solver), objective, data, init, all_hold(traced) if traced else None)
+    solution = run(
+        diff.resolve(throw), tree.to_arrays(solver), objective, data, init, all_hold(traced) if traced else None
+    )
     return _raise_on_failure(solution, traced) if throw else solution
 
 

@@ -1,11 +1,13 @@
 """Differentiate the iterations themselves."""
 
+import equinox as eqx
 from jaxtyping import PyTree
 
 from bilevel.core import Solution
 from bilevel.differentiation.base import AbstractDifferentiation
 from bilevel.objectives import AbstractObjective
 from bilevel.solvers import AbstractSolver
+from bilevel.solvers.loop import Unroll
 
 
 class Unrolled(AbstractDifferentiation):
@@ -16,9 +18,21 @@ class Unrolled(AbstractDifferentiation):
     want to learn: the error of an unrolled derivative lags behind that of the iterate, by a factor that grows with
     the number of steps.
 
+    **Arguments:**
+
+    - `checkpoint`: whether reverse mode keeps about 2 √max_steps iterates only, and computes the others anew, for the
+      price of one more forward pass. The derivative is the same.
+
     !!! cite
         J. Domke: Generic methods for optimization-based modeling. 2012.
+        A. Griewank, A. Walther: Algorithm 799: revolve. 2000. (Of checkpoints; these have two levels.)
     """
 
+    checkpoint: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        if not isinstance(self.checkpoint, bool):
+            raise ValueError(f"`checkpoint` must be True or False, got {self.checkpoint!r}.")
+
     def apply(self, solver: AbstractSolver, objective: AbstractObjective, data: PyTree, init: PyTree) -> Solution:
-        return solver.run(objective, data, init, unroll=True)
+        return solver.run(objective, data, init, unroll=Unroll(checkpoint=self.checkpoint))

@@ -6,10 +6,13 @@ from bilevel.objectives.base import (
     Units as Units,
 )
 from bilevel.objectives.clamp import Clamp as Clamp
+from bilevel.objectives.elastic_net import ElasticNet as ElasticNet
 from bilevel.objectives.function import FunctionObjective as FunctionObjective
 from bilevel.objectives.least_squares import (
     AbstractLeastSquares as AbstractLeastSquares,
     LeastSquares as LeastSquares,
 )
+from bilevel.objectives.logistic import LogisticRegression as LogisticRegression
+from bilevel.objectives.multiclass_svm import MulticlassSVM as MulticlassSVM
 from bilevel.objectives.ridge import LinearModel as LinearModel, Ridge as Ridge
 from bilevel.objectives.sparse_coding import SparseCoding as SparseCoding

@@ -11,6 +11,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from bilevel.core import tree
 from bilevel.core.operators import hessian_vector_product, power_iteration
 from bilevel.core.requirements import Requirement, is_traced, raise_where_violated
 from bilevel.prox import AbstractPenalty, AbstractPolyhedralPenalty
@@ -95,7 +96,7 @@ class AbstractObjective(eqx.Module):
         known = self.lipschitz(data)
         if known is None:
             apply = lambda v: hessian_vector_product(lambda p: self.smooth(p, data), params, v)
-            known = power_iteration(apply, _pseudorandom_like(params))
+            known = power_iteration(apply, tree.pseudorandom_like(params))
         return jax.lax.stop_gradient(known)
 
     def prox_gradient(self, params: PyTree, data: PyTree, lipschitz: Scalar) -> PyTree:
@@ -114,23 +115,27 @@ class AbstractObjective(eqx.Module):
     def units(self, params: PyTree, data: PyTree) -> Units:
         """What `optimality_error` is measured in; computed once, for a whole solve."""
         # At the caller's start where ∇f has a kink at the objective's own.
-        start, here = (self._norm(self.gradient(p, data)) for p in (self.init(data), params))
+        start, here = (self.norms(self.gradient(p, data)) for p in (self.init(data), params))
         curvature = self._curvature(params, data)
         return Units(_or_one(curvature), curvature, jnp.where(jnp.isfinite(start), start, here))
 
     def optimality_error(self, params: PyTree, data: PyTree, units: Units) -> Scalar:
-        """‖F(y)‖ / (‖∇f(start)‖ + L ‖y‖); that of the worst sample where samples are independent.
+        """The largest of `optimality_errors`."""
+        return jnp.max(self.optimality_errors(params, data, units))
+
+    def optimality_errors(self, params: PyTree, data: PyTree, units: Units) -> Array:
+        """‖F(y)‖ / (‖∇f(start)‖ + L ‖y‖), one for each sample where samples are independent.
 
         The same for an objective scaled by any number, and for rescaled `params`. The second term of the denominator
         is the size at which rounding perturbs ∇f, so that a tolerance well above machine epsilon can be met. It is
         absent where f is linear, lest running off to infinity look like convergence.
         """
-        residual = self._norm(self.optimality(params, data, units.lipschitz))
-        scale = units.gradient + units.curvature * self._norm(params)
+        residual = self.norms(self.optimality(params, data, units.lipschitz))
+        scale = units.gradient + units.curvature * self.norms(params)
         # Where the scale vanishes, so must the residual. NaN stays NaN, and is no success.
         vanishing = jnp.where(residual == 0, 0, jnp.inf)
         relative = jnp.where(scale == 0, vanishing, residual / jnp.where(scale == 0, 1, scale))
-        return jnp.max(jnp.where(jnp.isfinite(scale), relative, jnp.nan))
+        return jnp.where(jnp.isfinite(scale), relative, jnp.nan)
 
     def hessian(self, params: PyTree, data: PyTree) -> lx.AbstractLinearOperator:
         """Π (∇²f + κ) Π + (I − Π), symmetric, with Π the projection on the face of g on which `params` moves.
@@ -159,7 +164,13 @@ class AbstractObjective(eqx.Module):
         at = self.prox_gradient(params, data, self.local_lipschitz(params, data))
         return (lambda vector: penalty.restrict(at, vector)), penalty.curvature(params)
 
-    def _norm(self, values: PyTree) -> Array:
+    def relative(self, difference: PyTree, whole: PyTree) -> Array:
+        """‖difference‖ / ‖whole‖, 0 for 0 / 0; one for each sample where samples are independent."""
+        above, below = self.norms(difference), self.norms(whole)
+        vanishing = jnp.where(above == 0, 0, jnp.inf)
+        return jnp.where(below == 0, vanishing, above / jnp.where(below == 0, 1, below))
+
+    def norms(self, values: PyTree) -> Array:
         """‖values‖₂, one for each sample where samples are independent."""
         rows = len(jax.tree.leaves(values)[0]) if self.samplewise else 1
         flat = jnp.concatenate([leaf.reshape(rows, -1) for leaf in jax.tree.leaves(values)], axis=1)
@@ -193,15 +204,6 @@ def row_norms(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
 
 def _or_one(curvature: Scalar) -> Scalar:
     return jnp.where(curvature > jnp.finfo(curvature.dtype).tiny, curvature, 1)
-
-
-def _pseudorandom_like(params: PyTree) -> PyTree:
-    """A fixed vector with a part along every eigenvector that anyone is likely to meet."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
-    return jax.tree.unflatten(
-        structure, [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
-    )
 
 
 def check_precision(name: str, value: Array) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 from bilevel.core.operators import AbstractSymmetricOperator, cholesky_solve
 from bilevel.core.requirements import Requirement, as_float_array, nonnegative, positive, raise_where_violated
 from bilevel.objectives.base import AbstractExactObjective, check_float
+from bilevel.objectives.design import Design
 from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
 
 Data = tuple[Float[Array, "samples features"], Float[Array, "samples *targets"]]
@@ -18,7 +19,7 @@ class LinearModel(eqx.Module):
 
     weight: Float[Array, "*targets features"]
 
-    def __call__(self, X: Float[Array, "samples features"]) -> Float[Array, "samples *targets"]:
+    def __call__(self, X: Design) -> Float[Array, "samples *targets"]:
         return X @ self.weight.T
 
 
@@ -101,6 +102,9 @@ class RidgeHessian(AbstractSymmetricOperator):
     X: Float[Array, "samples features"]
     alpha: Float[Array, "*features"]
     shape: tuple[int, ...] = eqx.field(static=True)
+
+    def damped(self, ridge: Scalar) -> "RidgeHessian":
+        return RidgeHessian(self.X, self.alpha + ridge.astype(self.alpha.dtype), self.shape)
 
     def mv(self, vector: LinearModel) -> LinearModel:
         weight = vector.weight

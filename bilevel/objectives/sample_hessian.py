@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Bool, Float, Scalar
 
 from bilevel.core.operators import AbstractSymmetricOperator, cholesky_solve
@@ -32,6 +34,21 @@ class SampleHessian(AbstractSymmetricOperator):
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.support.shape, self.dictionary.dtype)
+
+    def damped(self, ridge: Scalar) -> "SampleHessian":
+        return eqx.tree_at(lambda hessian: hessian.l2, self, self.l2 + ridge.astype(self.l2.dtype))
+
+    def blockwise(
+        self, solve: Callable[[lx.AbstractLinearOperator, Array], Array], vector: Float[Array, "samples atoms"]
+    ) -> Float[Array, "samples atoms"]:
+        def of_sample(vector: Array, support: Array, x: Array, reconstruction: Array | None) -> Array:
+            support, x, reconstruction = jax.tree.map(lambda array: array[None], (support, x, reconstruction))
+            block = SampleHessian(self.dictionary, self.l2, support, x, reconstruction, self.loss)
+            apply = lambda v: block.mv(v[None])[0]
+            structure = jax.ShapeDtypeStruct(vector.shape, vector.dtype)
+            return solve(lx.FunctionLinearOperator(apply, structure, lx.positive_semidefinite_tag), vector)
+
+        return jax.vmap(of_sample)(vector, self.support, self.data, self.reconstruction)
 
     def mv(self, vector: Float[Array, "samples atoms"]) -> Float[Array, "samples atoms"]:
         inside = jnp.where(self.support, vector, 0)

@@ -37,6 +37,13 @@ class AbstractPenalty(eqx.Module):
     def prox(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
         """argmin over y of  ½‖y − params‖² + stepsize · g(y)."""
 
+    @abc.abstractmethod
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        """How far each coordinate of `params`, or group of them (axes kept), is from the nearest kink of `prox`.
+
+        Within that distance the support of `prox(params)` does not change.
+        """
+
 
 class AbstractPolyhedralPenalty(AbstractPenalty):
     """A penalty whose epigraph is a polyhedron, plus possibly a quadratic.

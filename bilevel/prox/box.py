@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, PyTree, ScalarLike
 
 from bilevel.core import tree
 from bilevel.core.requirements import Requirement, ordered
@@ -32,6 +32,11 @@ class Box(AbstractConstraint, AbstractPolyhedralPenalty):
 
         return jax.tree.map(of_leaf, params, *self._bounds(params))
 
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        del stepsize
+        distance = lambda x, lower, upper: jnp.minimum(jnp.abs(x - lower), jnp.abs(x - upper))
+        return jax.tree.map(distance, params, *self._bounds(params))
+
     def support(self, params: PyTree) -> PyTree:
         return jax.tree.map(lambda x, lower, upper: (lower < x) & (x < upper), params, *self._bounds(params))
 
@@ -47,6 +52,10 @@ class NonNegative(AbstractConstraint, AbstractPolyhedralPenalty):
 
     def project(self, params: PyTree) -> PyTree:
         return optax.projections.projection_non_negative(params)
+
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        del stepsize
+        return jax.tree.map(jnp.abs, params)
 
     def support(self, params: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x > 0, params)

@@ -43,6 +43,14 @@ class GroupL1(AbstractSparsePenalty):
 
         return jax.tree.map(of_leaf, params, tree.broadcast("strength", self.strength, self._norms(params)))
 
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        def of_leaf(norm: Array, strength: Array) -> Array:
+            threshold = jnp.asarray(stepsize).astype(norm.dtype) * strength
+            return jnp.where(threshold > 0, jnp.abs(norm - threshold), jnp.inf)
+
+        norms = self._norms(params)
+        return jax.tree.map(of_leaf, norms, tree.broadcast("strength", self.strength, norms))
+
     def critical_strength(self, gradient_at_zero: PyTree) -> Scalar:
         """The largest ‖∇f(0)‖₂ of a group."""
         return tree.max_abs(self._norms(gradient_at_zero))

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar, ScalarLike
 
 from bilevel.core.requirements import Requirement, as_float_array, positive
 from bilevel.prox.base import AbstractConstraint, AbstractPolyhedralPenalty
@@ -52,6 +52,18 @@ class Simplex(AbstractConstraint, AbstractPolyhedralPenalty):
         free_sum, count = jnp.sum(jnp.where(rests, 0, x)), jnp.sum(~rests).astype(x.dtype)
         projected = x - (free_sum - total) / count
         return jnp.where(rests | (projected <= 0), 0, projected)
+
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        """Of the projection max(x − τ, 0), the distance |x − τ| from the threshold, itself moving with the others."""
+        del stepsize
+
+        def of_leaf(x: Array, projected: Array) -> Array:
+            free = projected > 0
+            count = jnp.sum(free, axis=self.axis, keepdims=True).astype(x.dtype)
+            excess = jnp.sum(jnp.where(free, x - projected, 0), axis=self.axis, keepdims=True)
+            return jnp.abs(x - excess / count)
+
+        return jax.tree.map(of_leaf, params, self.project(params))
 
     def support(self, params: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x > 0, params)

@@ -30,6 +30,9 @@ class L1(AbstractPolyhedralPenalty, AbstractSparsePenalty):
     def prox(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
         return _soft_threshold(params, self.strength, stepsize)
 
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        return _margin_of_l1(params, self.strength, stepsize, "strength")
+
     def support(self, params: PyTree) -> PyTree:
         return _support_of_l1(self.strength, params)
 
@@ -62,6 +65,9 @@ class ShiftedL1(AbstractPolyhedralPenalty):
         moved = _soft_threshold(self._from_shift(params), self.strength, stepsize)
         return jax.tree.map(jnp.add, tree.broadcast("shift", self.shift, params), moved)
 
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        return _margin_of_l1(self._from_shift(params), self.strength, stepsize, "strength")
+
     def support(self, params: PyTree) -> PyTree:
         return _support_of_l1(self.strength, self._from_shift(params))
 
@@ -89,6 +95,9 @@ class ElasticNet(AbstractPolyhedralPenalty, AbstractSparsePenalty):
         moved = _soft_threshold(params, self.l1, stepsize, "l1")
         return jax.tree.map(shrink, moved, tree.broadcast("l2", self.l2, params))
 
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        return _margin_of_l1(params, self.l1, stepsize, "l1")
+
     def support(self, params: PyTree) -> PyTree:
         return _support_of_l1(self.l1, params)
 
@@ -106,6 +115,14 @@ def _soft_threshold(params: PyTree, strength: PyTree, stepsize: ScalarLike, name
         # With a threshold of 0 a zero moves freely: the identity, with its derivative.
         rests = (jnp.abs(x) <= threshold) & (threshold > 0)
         return jnp.where(rests, 0, x - threshold * jnp.sign(x))
+
+    return jax.tree.map(of_leaf, params, tree.broadcast(name, strength, params))
+
+
+def _margin_of_l1(params: PyTree, strength: PyTree, stepsize: ScalarLike, name: str) -> PyTree:
+    def of_leaf(x: Array, strength: Array) -> Array:
+        threshold = jnp.asarray(stepsize).astype(x.dtype) * strength
+        return jnp.where(threshold > 0, jnp.abs(jnp.abs(x) - threshold), jnp.inf)
 
     return jax.tree.map(of_leaf, params, tree.broadcast(name, strength, params))
 

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, ScalarLike
 
 from bilevel.core.requirements import Requirement
 from bilevel.prox.base import AbstractConstraint, polar
@@ -30,6 +30,10 @@ class UnitBall(AbstractConstraint):
 
         return jax.tree.map(of_leaf, params)
 
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        del stepsize
+        return jax.tree.map(lambda x: jnp.abs(polar(x, self.axis)[1] - 1), params)
+
 
 class UnitSphere(AbstractConstraint):
     """‖y‖₂ = 1, for each row (`axis=-1`), along another axis, or for the whole leaf (`axis=None`). Not convex.
@@ -52,3 +56,8 @@ class UnitSphere(AbstractConstraint):
             return jnp.where(norm == 0, (index == 0).astype(x.dtype), direction)
 
         return jax.tree.map(of_leaf, params)
+
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        """The distance from 0, the only kink."""
+        del stepsize
+        return jax.tree.map(lambda x: polar(x, self.axis)[1], params)

@@ -15,4 +15,11 @@ from bilevel.solvers.jaxopt_adapter import (
     ProximalGradient as ProximalGradient,
     ScipyMinimize as ScipyMinimize,
 )
+from bilevel.solvers.learned import (
+    AbstractRule as AbstractRule,
+    Coordinatewise as Coordinatewise,
+    LearnedRule as LearnedRule,
+    Rates as Rates,
+)
+from bilevel.solvers.newton import Newton as Newton
 from bilevel.solvers.sparse_coder import SparseCoder as SparseCoder

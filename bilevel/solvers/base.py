@@ -1,6 +1,7 @@
 """The contract of a solver."""
 
 import abc
+import dataclasses
 
 import equinox as eqx
 from jaxtyping import PyTree
@@ -8,6 +9,7 @@ from jaxtyping import PyTree
 from bilevel.core import Solution
 from bilevel.core.requirements import positive, raise_where_violated
 from bilevel.objectives import AbstractObjective
+from bilevel.solvers.loop import Unroll
 
 
 class AbstractSolver(eqx.Module):
@@ -21,8 +23,10 @@ class AbstractSolver(eqx.Module):
         """Raise `ValueError` where the objective lacks what this solver uses, and name it."""
 
     @abc.abstractmethod
-    def run(self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: bool = False) -> Solution:
-        """Minimize, from `init`. Pure; `unroll` asks for loops that reverse mode can go through."""
+    def run(
+        self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: Unroll | None = None
+    ) -> Solution:
+        """Minimize, from `init`. Pure; `unroll` asks for loops that reverse mode can go through, see `Unroll`."""
 
     def on_host(self) -> bool:
         """Whether it runs outside JAX, and so outside `jit` and `vmap` only."""
@@ -36,17 +40,24 @@ def refuse(solver: AbstractSolver, objective: AbstractObjective, missing: str, i
     )
 
 
+def check_smooth(solver: AbstractSolver, objective: AbstractObjective) -> None:
+    """Raise where the objective has a penalty."""
+    if objective.penalty() is not None:
+        raise refuse(solver, objective, "it has a penalty, so it is not smooth", "ProximalGradient()")
+
+
 #: The options of iterative solvers that are counts, and those that are positive numbers or None.
 COUNTS, POSITIVE = ("max_steps", "history_size"), ("tol", "stepsize", "ridge")
 
 
 def check_options(solver: AbstractSolver) -> None:
     """Raise `ValueError` where one of the solver's options is out of its range."""
+    options = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
     for name in COUNTS:
-        value = getattr(solver, name, 1)
+        value = options.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
     for name in POSITIVE:
-        value = getattr(solver, name, None)
+        value = options.get(name)
         if value is not None:
             raise_where_violated([positive(name, value)])

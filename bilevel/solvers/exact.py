@@ -5,7 +5,7 @@ from jaxtyping import PyTree
 from bilevel.core import Solution
 from bilevel.objectives import AbstractExactObjective, AbstractObjective
 from bilevel.solvers.base import AbstractSolver, refuse
-from bilevel.solvers.loop import default_tol, verdict
+from bilevel.solvers.loop import Unroll, default_tol, verdict
 
 
 class Exact(AbstractSolver):
@@ -18,7 +18,9 @@ class Exact(AbstractSolver):
         if not isinstance(objective, AbstractExactObjective):
             raise refuse(self, objective, "it has no formula `minimizer`", "ProximalGradient() or LBFGS()")
 
-    def run(self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: bool = False) -> Solution:
+    def run(
+        self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: Unroll | None = None
+    ) -> Solution:
         del unroll
         assert isinstance(objective, AbstractExactObjective)
         params = objective.minimizer(data)

@@ -16,14 +16,16 @@ from bilevel.core import Solution, tree
 from bilevel.core.requirements import is_traced
 from bilevel.objectives import AbstractLeastSquares, AbstractObjective, LeastSquares
 from bilevel.prox import L1, AbstractConstraint, ElasticNet, NonNegative, Simplex
-from bilevel.solvers.base import AbstractSolver, check_options, refuse
+from bilevel.solvers.base import AbstractSolver, check_options, check_smooth, refuse
+from bilevel.solvers.inverse_hessian import InverseHessian
 from bilevel.solvers.jaxopt_driver import AbstractJaxoptSolver, Method, Problem
-from bilevel.solvers.loop import default_tol, verdict
+from bilevel.solvers.loop import Unroll, default_tol, verdict
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "JAXopt is no longer maintained", DeprecationWarning)
     import jaxopt
     import jaxopt.base
+    import jaxopt.implicit_diff
     import jaxopt.objective
 
 
@@ -113,7 +115,15 @@ class LBFGS(AbstractJaxoptSolver):
 
     def build(self, problem: Problem) -> Method:
         options = problem.options(self.max_steps)
-        return Method(jaxopt.LBFGS(fun=problem.smooth, history_size=self.history_size, **options))
+        return Method(jaxopt.LBFGS(fun=problem.smooth, history_size=self.history_size, **options), compares=True)
+
+    def run_with_inverse_hessian(
+        self, objective: AbstractObjective, data: PyTree, init: PyTree
+    ) -> tuple[Solution, InverseHessian]:
+        """`run`, and the estimate of the inverse Hessian at its end."""
+        solution, state, scale = self.run_with_state(objective, data, init)
+        oldest = state.iter_num % self.history_size
+        return solution, InverseHessian.from_circle(state.s_history, state.y_history, state.gamma, oldest, scale)
 
 
 class BFGS(AbstractJaxoptSolver):
@@ -130,7 +140,7 @@ class BFGS(AbstractJaxoptSolver):
         check_smooth(self, objective)
 
     def build(self, problem: Problem) -> Method:
-        return Method(jaxopt.BFGS(fun=problem.smooth, **problem.options(self.max_steps)))
+        return Method(jaxopt.BFGS(fun=problem.smooth, **problem.options(self.max_steps)), compares=True)
 
 
 class NonlinearCG(AbstractJaxoptSolver):
@@ -147,7 +157,7 @@ class NonlinearCG(AbstractJaxoptSolver):
         check_smooth(self, objective)
 
     def build(self, problem: Problem) -> Method:
-        return Method(jaxopt.NonlinearCG(fun=problem.smooth, **problem.options(self.max_steps)))
+        return Method(jaxopt.NonlinearCG(fun=problem.smooth, **problem.options(self.max_steps)), compares=True)
 
 
 class OptaxSolver(AbstractJaxoptSolver):
@@ -234,7 +244,7 @@ class AndersonAcceleration(AbstractJaxoptSolver):
             ridge=self.ridge,
             **problem.options(self.max_steps),
         )
-        return Method(solver, encode=widen, decode=narrow)
+        return Method(solver, compares=True, encode=widen, decode=narrow)
 
 
 class BlockCoordinateDescent(AbstractJaxoptSolver):
@@ -254,6 +264,9 @@ class BlockCoordinateDescent(AbstractJaxoptSolver):
         penalty = objective.penalty()
         if not (penalty is None or isinstance(penalty, L1 | ElasticNet | NonNegative)):
             raise refuse(self, objective, f"{type(penalty).__name__} is not separable", "ProximalGradient()")
+        if any(jnp.ndim(strength) > 0 for strength in jax.tree.leaves(penalty)):
+            # JAXopt does not tell the prox which coordinate it is at.
+            raise refuse(self, objective, "its penalty is not the same for all coordinates", "ProximalGradient()")
 
     def scale(self, lipschitz: Scalar) -> Scalar:
         return jnp.ones_like(lipschitz)
@@ -318,15 +331,17 @@ class ScipyMinimize(AbstractSolver):
     def on_host(self) -> bool:
         return True
 
-    def run(self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: bool = False) -> Solution:
-        if unroll or any(map(is_traced, jax.tree.leaves((objective, data, init)))):
+    def run(
+        self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: Unroll | None = None
+    ) -> Solution:
+        if unroll is not None or any(map(is_traced, jax.tree.leaves((objective, data, init)))):
             raise ValueError(
                 "ScipyMinimize runs SciPy on the host, so it works outside `jit` and `vmap` only, and cannot be "
                 "unrolled. Take the `jit` away, or use LBFGS()."
             )
         units = objective.units(init, data)
         tol = default_tol(init) if self.tol is None else float(jnp.asarray(self.tol))
-        problem = Problem(objective, data, units.lipschitz, None, bounded=False, unroll=False)
+        problem = Problem(objective, data, units.lipschitz, None, bounded=False, unroll=None)
         # SciPy bounds the decrease of f, whose error is the square of that of its gradient: ask for all it can give.
         bound = 0.1 * tol * float(optax.tree.norm(units.gradient) / units.lipschitz)
         options = {"L-BFGS-B": dict(ftol=0.0, gtol=bound, maxls=50)}.get(self.method, dict(gtol=bound))
@@ -337,7 +352,5 @@ class ScipyMinimize(AbstractSolver):
         return verdict(params, error, tol, int(state.iter_num), self.max_steps)
 
 
-def check_smooth(solver: AbstractSolver, objective: AbstractObjective) -> None:
-    """Raise where the objective has a penalty."""
-    if objective.penalty() is not None:
-        raise refuse(solver, objective, "it has a penalty, so it is not smooth", "ProximalGradient()")
+#: The rule that JAXopt's solvers are differentiated by; see `jaxopt_driver.run_with_implicit_diff`.
+custom_root = jaxopt.implicit_diff.custom_root

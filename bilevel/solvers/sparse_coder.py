@@ -11,7 +11,7 @@ from bilevel.objectives import AbstractObjective, SparseCoding
 from bilevel.objectives.base import row_norms
 from bilevel.objectives.sample_hessian import SampleHessian
 from bilevel.solvers.base import AbstractSolver, check_options, refuse
-from bilevel.solvers.loop import default_tol, iterate, verdict
+from bilevel.solvers.loop import Unroll, default_tol, iterate, verdict
 
 #: Accelerated steps between two attempts to finish by Newton's method.
 STEPS_PER_ROUND = 40
@@ -55,22 +55,26 @@ class SparseCoder(AbstractSolver):
         if objective.loss is not None:
             raise refuse(self, objective, "its loss is not the squared error", "ProximalGradient()")
 
-    def run(self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: bool = False) -> Solution:
+    def run(
+        self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: Unroll | None = None
+    ) -> Solution:
         assert isinstance(objective, SparseCoding)
         problem = _Problem.of(objective, data)
         tol = jnp.asarray(default_tol(init) if self.tol is None else self.tol).astype(init.dtype)
         start = _State(init, init, jnp.ones_like(init[:, :1]), problem.errors(init))
+        # What is unrolled stops at the very step that meets the tolerance.
+        length = STEPS_PER_ROUND if unroll is None else 1
 
         def round_of_steps(state: _State) -> _State:
-            state, _ = jax.lax.scan(lambda s, _: (_accelerated_step(problem, s), None), state, length=STEPS_PER_ROUND)
+            state, _ = jax.lax.scan(lambda s, _: (_accelerated_step(problem, s), None), state, length=length)
             state = state._replace(errors=problem.errors(state.codes))
             # The Newton step has no derivative where its system is singular, so it stays out of what is unrolled.
-            return state if unroll else _finish(problem, state, tol)
+            return _finish(problem, state, tol) if unroll is None else state
 
         done = lambda state: jnp.all(state.errors <= tol)
-        rounds = -(-self.max_steps // STEPS_PER_ROUND)
+        rounds = -(-self.max_steps // length)
         state, count = iterate(round_of_steps, done, start, rounds, unroll)
-        return verdict(state.codes, jnp.max(state.errors), tol, count * STEPS_PER_ROUND, rounds * STEPS_PER_ROUND)
+        return verdict(state.codes, jnp.max(state.errors), tol, count * length, rounds * length)
 
 
 class _Problem(NamedTuple):

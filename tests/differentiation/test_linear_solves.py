@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import bilevel as bl
-from bilevel.core.operators import cholesky_solve, solve
+from bilevel.core.linear_solve import LinearOptions, solve
+from bilevel.core.operators import cholesky_solve
 from tests.compiling import compiled
 from tests.laws import error, outcome
 from tests.problems import PENALIZED
@@ -23,7 +24,7 @@ def spectrum(size: int, condition: float, seed: int = 0) -> np.ndarray:
 def solved(matrix: jax.Array, right: jax.Array, symmetric: bool = True, solver=None) -> jax.Array:
     structure = jax.eval_shape(lambda: right)
     tags = lx.positive_semidefinite_tag if symmetric else ()
-    return solve(lx.FunctionLinearOperator(lambda v: matrix @ v, structure, tags=tags), right, solver)
+    return solve(lx.FunctionLinearOperator(lambda v: matrix @ v, structure, tags=tags), right, LinearOptions(solver))
 
 
 cg = compiled(solved)

@@ -69,6 +69,49 @@ def test_derivatives_reach_the_start_the_stepsize_and_the_data(index: int):
     assert error(jnp.vdot(pulled[index], directions[index]), jnp.vdot(cotangent, pushed)) <= 1e-10
 
 
+@pytest.mark.parametrize("num_steps", [1, 7, 9])
+def test_checkpoints_change_nothing(num_steps: int):
+    # One segment, a last segment that is too long, and segments that fit.
+    solver = bl.solvers.GradientDescent(max_steps=num_steps)
+    plain, checkpointed = (outcome(RIDGE, solver, bl.Unrolled(checkpoint=c)) for c in (False, True))
+    assert checkpointed.solution.stats["num_steps"] == num_steps
+    np.testing.assert_array_equal(checkpointed.params, plain.params)
+    assert error(checkpointed.pushed, plain.pushed) <= 1e-12
+    for leaf, expected in zip(*map(jax.tree.leaves, (checkpointed.pulled, plain.pulled)), strict=True):
+        assert error(leaf, expected) <= 1e-12
+
+
+def test_checkpoints_stop_at_the_tolerance():
+    solver = bl.solvers.SparseCoder(max_steps=1000)
+    plain, checkpointed = (outcome(CODES, solver, bl.Unrolled(checkpoint=c)) for c in (False, True))
+    assert checkpointed.solution.result == bl.RESULTS.successful
+    assert checkpointed.solution.stats["num_steps"] == plain.solution.stats["num_steps"] < 1000
+    assert error(checkpointed.pushed, plain.pushed) <= 1e-12
+
+
+def test_checkpoints_keep_the_square_root_of_the_steps():
+    def total(data: jax.Array, num_steps: int, checkpoint: bool) -> jax.Array:
+        function = lambda _, params, data: 0.5 * jnp.sum((data @ params - 1) ** 2) + jnp.sum(jnp.cosh(params))
+        objective = bl.objectives.FunctionObjective(function, start=jnp.zeros(data.shape[1]))
+        solver = bl.solvers.GradientDescent(max_steps=num_steps, stepsize=1e-3)
+        diff = bl.Unrolled(checkpoint=checkpoint)
+        return jnp.sum(bl.argmin(objective, data, solver=solver, diff=diff, throw=False).params)
+
+    def memory(num_steps: int, checkpoint: bool) -> int:
+        gradient = compiled(jax.grad(lambda data: total(data, num_steps, checkpoint)))
+        program = gradient.lower(jnp.ones((3, 200))).compile().compiled
+        return program.memory_analysis().temp_size_in_bytes
+
+    # Sixteen times as many steps: four times the memory instead of sixteen times. What is constant makes it less.
+    assert memory(1600, False) > 14 * memory(100, False)
+    assert memory(1600, True) < 4.5 * memory(100, True) < memory(100, False)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="`checkpoint` must be True or False, got 3"):
+        bl.Unrolled(checkpoint=3)  # pyright: ignore[reportArgumentType]
+
+
 def test_the_steps_are_those_of_gradient_descent():
     # Nesterov's steps in NumPy, as in JAXopt: y₁ = x₀; xₖ = yₖ − s ∇f(yₖ); yₖ₊₁ = xₖ + (tₖ − 1) / tₖ₊₁ (xₖ − xₖ₋₁).
     X, y = map(np.asarray, RIDGE.data)

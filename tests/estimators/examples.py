@@ -36,7 +36,7 @@ def fitted(estimator: type, X: Any = None, y: Any = None, **options: Any) -> Any
 def outputs(model: Any, X: np.ndarray) -> list[np.ndarray]:
     """All that a model says of samples."""
     names = ("transform", "predict", "decision_function", "predict_proba")
-    return [getattr(model, name)(X) for name in names if name in dir(model)]
+    return [getattr(model, name)(X) for name in names if getattr(model, name, None) is not None]
 
 
 def digits(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

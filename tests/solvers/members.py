@@ -52,6 +52,7 @@ MEMBERS = [
     Member(solvers.LBFGS, "smooth"),
     Member(solvers.BFGS, "smooth"),
     Member(solvers.NonlinearCG, "smooth"),
+    Member(solvers.Newton, "smooth"),
     # A learning rate is in the objective's own units.
     Member(solvers.OptaxSolver, "smooth", {"optimizer": optax.sgd(0.05, momentum=0.9)}, scale_free=False),
     Member(solvers.BlockCoordinateDescent, "least squares"),

@@ -1,0 +1,187 @@
+"""How far a hypergradient is from the truth: a Newton step of the inner solution, and the hypergradient after it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from bilevel.core import RESULTS, Solution
+from bilevel.core.linear_solve import LinearOptions
+from bilevel.differentiation.linearized import Linearized
+from bilevel.objectives import AbstractObjective
+from bilevel.objectives.partitioned import partition
+
+#: Φ(objective, params, data), a number; or a pair of it and something to pass on.
+OuterLoss = Callable[[AbstractObjective, PyTree, PyTree], Any]
+
+#: The largest relative residual with which an adjoint counts as solved.
+RESIDUAL = 1e-3
+
+
+class Certificate(eqx.Module):
+    """What is known of a hypergradient's error.
+
+    **Attributes:**
+
+    - `optimality`, `tol`: the relative optimality error of the inner solution and its bound.
+    - `adjoint_residual`: ‖v − A λ‖ / ‖v‖ of the linear system that was solved for the hypergradient.
+    - `relative_error`: the estimated relative error ‖g − g⁺‖ / ‖g⁺‖ of the hypergradient g, with g⁺ the one after a
+      Newton step of the inner solution, its system solved anew. It is right to first order: where the step leads to
+      the right support, within a few percent near a solution.
+    - `margin`: the distance of the nearest coordinate to a kink of the penalty (to a change of support), as a fraction
+      of the largest coordinate; infinite without kinks.
+    - `at_risk`: the fraction of coordinates for which the Newton step is longer than that distance. Where it is not 0
+      the support is not settled, and `relative_error` may mislead.
+    - `samples`: the same for each sample where samples are independent, else None. The relative error is that of a
+      sample's adjoint there.
+    - `result`: what failed, if anything.
+    """
+
+    optimality: Scalar
+    tol: Scalar
+    adjoint_residual: Scalar
+    relative_error: Scalar
+    margin: Scalar
+    at_risk: Scalar
+    samples: "SampleCertificates | None"
+    result: RESULTS
+
+    def __str__(self) -> str:
+        lines = [
+            f"estimated relative error  {float(self.relative_error):.1e}",
+            f"inner optimality error    {float(self.optimality):.1e} (tolerance {float(self.tol):.1e})",
+            f"adjoint residual          {float(self.adjoint_residual):.1e}",
+            f"margin of the support     {float(self.margin):.1e} ({100 * float(self.at_risk):.2g} % of it at risk)",
+        ]
+        return "\n".join([*lines, *([RESULTS[self.result]] if self.result != RESULTS.successful else [])])
+
+
+class SampleCertificates(eqx.Module):
+    """`Certificate`, sample by sample."""
+
+    optimality: Float[Array, " samples"]
+    adjoint_residual: Float[Array, " samples"]
+    relative_error: Float[Array, " samples"]
+    margin: Float[Array, " samples"]
+    at_risk: Float[Array, " samples"]
+
+
+class Evaluation(NamedTuple):
+    """The outer loss at some inner params, and its total derivative if these were the solution."""
+
+    value: Scalar
+    aux: Any
+    gradient: PyTree
+    data_gradient: PyTree
+    adjoint: PyTree
+    residual: Array
+
+
+def evaluate(
+    outer_loss: OuterLoss,
+    objective: AbstractObjective,
+    data: PyTree,
+    params: PyTree,
+    options: LinearOptions = LinearOptions(),
+    init: PyTree = None,
+) -> Evaluation:
+    """dΦ/dθ = ∂Φ/∂θ + (∂F/∂θ)ᵀ b̄  with b̄ from the cotangent ∂Φ/∂y, by equation (3) of `linearized`."""
+    moving, still = eqx.partition((objective, data), eqx.is_inexact_array)
+    inner, arrays, restore = partition(objective, params)
+
+    def loss(moving: PyTree, arrays: PyTree) -> tuple[Scalar, Any]:
+        objective, data = eqx.combine(moving, still)
+        out = outer_loss(objective, restore(arrays), data)
+        value, aux = out if isinstance(out, tuple) else (out, None)
+        if jnp.shape(value) != ():
+            raise ValueError(f"`outer_loss` must return a number, got shape {jnp.shape(value)}. Take a mean or a sum.")
+        return value, aux
+
+    value, pull, aux = jax.vjp(loss, moving, arrays, has_aux=True)
+    direct, cotangent = pull(jnp.ones_like(value))
+    linearized = Linearized.at(inner, arrays, data)
+    pulled = linearized.pull(cotangent, options, init)
+
+    def optimality(moving: PyTree) -> PyTree:
+        objective, data = eqx.combine(moving, still)
+        return linearized._replace(objective=partition(objective, params)[0], data=data).optimality()
+
+    _, pull = jax.vjp(optimality, moving)
+    gradient, data_gradient = optax.tree.add(direct, pull(pulled.cotangent)[0])
+    return Evaluation(value, aux, gradient, data_gradient, pulled.adjoint, pulled.residual)
+
+
+def newton_step(objective: AbstractObjective, data: PyTree, params: PyTree) -> PyTree:
+    """−(∂F/∂y)⁻¹ F: what is missing to the solution, to first order."""
+    inner, arrays, _ = partition(objective, params)
+    linearized = Linearized.at(inner, arrays, data)
+    return linearized.push(linearized.optimality())
+
+
+def certify(
+    objective: AbstractObjective,
+    data: PyTree,
+    solution: Solution,
+    step: PyTree,
+    found: Evaluation,
+    after: Evaluation,
+) -> Certificate:
+    """The certificate of `found`, given the Newton step from its params and the evaluation `after` it."""
+    inner, arrays, _ = partition(objective, solution.params)
+    optimality = inner.optimality_errors(arrays, data, inner.units(arrays, data))
+    margin, at_risk = _margins(inner, data, arrays, step)
+    in_adjoint = inner.relative(optax.tree.sub(found.adjoint, after.adjoint), after.adjoint)
+    samples = None
+    if inner.samplewise:
+        samples = SampleCertificates(optimality, found.residual, in_adjoint, margin, at_risk)
+    tol = solution.stats["tol"].astype(optimality.dtype)
+    worst, residual = jnp.max(optimality), jnp.max(found.residual)
+    error = relative_error(found, after)
+    result = _judge(solution, worst <= tol, residual, after)
+    return Certificate(worst, tol, residual, error, jnp.min(margin), jnp.mean(at_risk), samples, result)
+
+
+def relative_error(found: Evaluation, after: Evaluation) -> Scalar:
+    """‖g − g⁺‖ / ‖g⁺‖ in the leaves of the objective; in those of the data, where it has none."""
+    pair = (found.gradient, after.gradient)
+    if not jax.tree.leaves(pair):
+        pair = (found.data_gradient, after.data_gradient)
+    above, below = optax.tree.norm(optax.tree.sub(*pair)), optax.tree.norm(pair[1])
+    return jnp.where(above == 0, 0, above / jnp.where(below == 0, 1, below))
+
+
+def _judge(solution: Solution, met: Array, residual: Scalar, after: Evaluation) -> RESULTS:
+    solved = jnp.isfinite(residual) & (residual <= RESIDUAL)
+    regular = jnp.all(jnp.isfinite(after.residual))
+    result: RESULTS = RESULTS.adjoint_not_solved
+    result = RESULTS.where(solved, RESULTS.successful, result)  # pyright: ignore[reportArgumentType]
+    result = RESULTS.where(regular, result, RESULTS.singular_hessian)
+    missed = RESULTS.where(solution.result == RESULTS.successful, RESULTS.stalled, solution.result)
+    return RESULTS.where(met, result, missed)
+
+
+def _margins(objective: AbstractObjective, data: PyTree, params: PyTree, step: PyTree) -> tuple[Array, Array]:
+    """The margin of the support and the fraction of coordinates at risk; one for each sample where they are apart."""
+    shape = (len(jax.tree.leaves(params)[0]),) if objective.samplewise else ()
+    penalty, dtype = objective.penalty(), optax.tree.norm(params).dtype
+    if penalty is None:
+        return jnp.full(shape, jnp.inf, dtype), jnp.zeros(shape, dtype)
+    stepsize = 1 / objective.local_lipschitz(params, data)
+    before_prox = lambda y: optax.tree.add_scale(y, -stepsize, objective.gradient(y, data))
+    here, there = before_prox(params), before_prox(optax.tree.add(params, step))
+    distance = penalty.margin(here, stepsize)
+    # A group moves by the norm of its coordinates' motion.
+    grouped = lambda d, m: jnp.sqrt(
+        jnp.sum(m**2, axis=[a for a in range(m.ndim) if d.shape[a] < m.shape[a]], keepdims=True)
+    )
+    motion = jax.tree.map(grouped, distance, optax.tree.sub(there, here))
+    rows = shape[0] if shape else 1
+    flat = lambda tree: jnp.concatenate([jnp.abs(x).reshape(rows, -1) for x in jax.tree.leaves(tree)], axis=1)
+    distances, largest = flat(distance), jnp.max(flat(here), axis=1)
+    margin = jnp.min(distances, axis=1) / jnp.where(largest > 0, largest, 1)
+    at_risk = jnp.mean((flat(motion) >= distances).astype(dtype), axis=1)
+    return margin.reshape(shape), at_risk.reshape(shape)

@@ -1,0 +1,282 @@
+"""Hypergradients with their certificates: against the truth, estimated against true error, policies, corrections."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import bilevel as bl
+from tests.compiling import compiled
+from tests.laws import error
+from tests.problems import CODES, LOGISTIC, MODULES, PENALIZED, RIDGES, ROBUST_CODES, Problem, by_name, raveled
+
+O, S = bl.objectives, bl.solvers
+EXAMPLES = [RIDGES[1], CODES, ROBUST_CODES, LOGISTIC, MODULES, PENALIZED[0], PENALIZED[2], PENALIZED[5]]
+
+
+def outer(objective, params, data):
+    """Σ sin(y + 0.3) + Σ θ² / 10: through the solution, and directly."""
+    through = sum(jnp.sum(jnp.sin(x + 0.3)) for x in jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)))
+    direct = sum(jnp.sum(x**2) for x in jax.tree.leaves(eqx.filter(objective, eqx.is_inexact_array)))
+    return through + 0.1 * direct
+
+
+@compiled
+def by_argmin(objective, data, diff):
+    """The gradients in objective and data of `outer` after an `argmin`."""
+    moving, still = eqx.partition((objective, data), eqx.is_inexact_array)
+
+    def loss(moving):
+        objective, data = eqx.combine(moving, still)
+        return outer(objective, bl.argmin(objective, data, diff=diff, throw=False).params, data)
+
+    return jax.grad(loss)(moving)
+
+
+certified = compiled(functools.partial(bl.hypergradient, outer, on_failure="ignore"))
+
+
+@pytest.mark.parametrize("problem", EXAMPLES, ids=by_name)
+def test_is_the_gradient_through_argmin_and_certified(problem: Problem):
+    # The one is forward mode transposed, the other the transpose written out.
+    done = certified(problem.objective, problem.data)
+    expected = by_argmin(problem.objective, problem.data, bl.Implicit())
+    assert error(raveled((done.gradient, done.data_gradient)), raveled(expected)) <= 1e-12
+    certificate = done.certificate
+    assert certificate.result == bl.RESULTS.successful
+    assert certificate.optimality <= certificate.tol == 1e-8
+    assert certificate.adjoint_residual <= 1e-10 and certificate.relative_error <= 1e-5
+    assert certificate.margin > 0 and certificate.at_risk == 0
+    assert (certificate.samples is None) == (not problem.objective.samplewise)
+    assert "estimated relative error" in str(certificate)
+
+
+@pytest.mark.parametrize("problem", [RIDGES[1], CODES, LOGISTIC, PENALIZED[2]], ids=by_name)
+def test_corrected_it_is_exact_to_rounding_from_a_rough_solution(problem: Problem):
+    solver = None if problem is RIDGES[1] else S.ProximalGradient(tol=1e-5)
+    exact = certified(problem.objective, problem.data, correct=True)
+    plain, corrected = (certified(problem.objective, problem.data, solver=solver, correct=c) for c in (False, True))
+    flat = lambda done: raveled(done.gradient)
+    if problem is not RIDGES[1]:
+        assert 1e-8 < error(flat(plain), flat(exact)) < 1e-2
+    # Where f is quadratic to rounding; else with the square of the error.
+    assert error(flat(corrected), flat(exact)) <= (1e-12 if problem in (RIDGES[1], CODES) else 1e-7)
+    assert corrected.certificate.relative_error <= max(1e-12, 1e-3 * float(plain.certificate.relative_error))
+
+
+# --- Estimated against true error -------------------------------------------------------------------------------------
+
+PROBLEMS, SAMPLES, FEATURES = 100, 40, 8
+
+
+def ridge(key):
+    X, noise = jax.random.normal(key, (SAMPLES, FEATURES)), jax.random.normal(jax.random.fold_in(key, 1), (SAMPLES,))
+    return O.Ridge(jnp.asarray(0.3)), (X, jnp.sin(X[:, 0]) + noise)
+
+
+def logistic(key):
+    X, draw = jax.random.normal(key, (SAMPLES, FEATURES)), jax.random.normal(jax.random.fold_in(key, 1), (SAMPLES,))
+    return O.LogisticRegression(l2=jnp.asarray(0.1)), (X, jnp.sign(X[:, 0] + draw))
+
+
+def elastic_net(key):
+    _, data = ridge(key)
+    return O.ElasticNet(l1=jnp.asarray(0.1), l2=jnp.asarray(0.1)), data
+
+
+FAMILIES = {"ridge": ridge, "logistic": logistic, "elastic net": elastic_net}
+
+
+def held_out(objective, params, data):
+    """The error on other samples, nonlinear in the solution."""
+    X = jnp.cos(data[0])
+    return jnp.mean(jnp.tanh(params(X)) ** 2) + jnp.mean(jnp.sin(params(X)))
+
+
+@functools.cache
+def paths(family: str) -> dict[str, np.ndarray]:
+    """Along gradient steps: the inner error, and the error of the hypergradient, estimated, true and corrected."""
+    make = FAMILIES[family]
+
+    def of_one(start, key, max_steps):
+        objective, data = make(key)
+        options = dict(on_failure="ignore", init=start, solver=S.ProximalGradient(max_steps=max_steps, tol=1e-15))
+        plain = bl.hypergradient(held_out, objective, data, **options)
+        corrected = bl.hypergradient(held_out, objective, data, correct=True, **options)
+        gradient = lambda done: raveled_jax(done.gradient)
+        return plain.solution.params, gradient(plain), gradient(corrected), plain.certificate
+
+    raveled_jax = lambda tree: jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
+    run = lambda max_steps: compiled(jax.vmap(lambda start, key: of_one(start, key, max_steps)))
+    keys = jax.random.split(jax.random.key(1), PROBLEMS)
+    start = jax.vmap(lambda key: make(key)[0].init(make(key)[1]))(keys)
+    solution, truth, *_ = run(5000)(start, keys)
+    norm = lambda x: np.linalg.norm(np.asarray(x).reshape(PROBLEMS, -1), axis=1)
+    relative = lambda g: norm(g - truth) / norm(truth)
+    few, found = run(3), []
+    for _ in range(25):
+        start, plain, corrected, certificate = few(start, keys)
+        inner = norm(start.weight - solution.weight) / norm(solution.weight)
+        found.append((inner, certificate.relative_error, relative(plain), relative(corrected), certificate.at_risk))
+    names = ("inner", "estimated", "true", "corrected", "at_risk")
+    return {name: np.stack([np.asarray(f[i]) for f in found]) for i, name in enumerate(names)}
+
+
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@families
+def test_the_estimated_error_is_within_a_factor_of_ten_of_the_true_one(family: str):
+    p = paths(family)
+    within = (p["inner"] <= 1e-1) & (p["inner"] >= 1e-8)
+    assert within.sum() >= 500
+    ratio = p["estimated"][within] / p["true"][within]
+    assert np.mean((ratio >= 0.1) & (ratio <= 10)) >= 0.95
+    settled = ratio[p["at_risk"][within] == 0]
+    assert np.mean((settled >= 0.5) & (settled <= 2)) >= 0.9
+
+
+@families
+def test_slopes_of_the_error_against_the_inner_error(family: str):
+    p = paths(family)
+    # With the support found, near enough for the leading term and far enough from rounding.
+    near = (p["inner"] <= 1e-2) & (p["inner"] >= 1e-6) & (p["at_risk"] == 0)
+    slope = lambda x, y: np.polyfit(np.log(x), np.log(y), 1)[0]
+    within_problems = [
+        slope(p["inner"][near[:, i], i], p["true"][near[:, i], i]) for i in range(PROBLEMS) if near[:, i].sum() >= 5
+    ]
+    assert len(within_problems) >= 50
+    assert abs(np.median(within_problems) - 1) <= 0.05
+    if family == "logistic":
+        quadratic = near & (p["corrected"] >= 1e-13)
+        slopes = [
+            slope(p["inner"][quadratic[:, i], i], p["corrected"][quadratic[:, i], i])
+            for i in range(PROBLEMS)
+            if quadratic[:, i].sum() >= 5
+        ]
+        assert len(slopes) >= 50 and abs(np.median(slopes) - 2) <= 0.1
+    else:
+        # Relative to hypergradients some of which nearly vanish.
+        assert np.max(p["corrected"][near]) <= 1e-11 and np.median(p["corrected"][near]) <= 1e-14
+
+
+# --- Options ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_may_close_over_traced_values_and_return_more():
+    targets = jnp.linspace(-1, 1, 8)
+
+    def of(head):
+        def loss(objective, codes, X):
+            predictions = codes @ head
+            return jnp.mean((predictions - targets) ** 2), {"predictions": predictions}
+
+        done = bl.hypergradient(loss, CODES.objective, CODES.data, on_failure="nan")
+        return done.value, done.gradient, done.aux
+
+    head = jnp.linspace(0.5, 1.5, 10)
+    value, gradient, aux = compiled(of)(head)
+    np.testing.assert_allclose(value, np.mean((aux["predictions"] - targets) ** 2), rtol=1e-12)
+    # The derivative in what is closed over is JAX's.
+    slope = compiled(jax.grad(lambda head: of(head)[0]))(head)
+    codes = bl.argmin(CODES.objective, CODES.data).params
+    np.testing.assert_allclose(slope, 2 * codes.T @ (codes @ head - targets) / 8, rtol=1e-10)
+    assert gradient.dictionary.shape == CODES.objective.dictionary.shape and np.all(np.isfinite(gradient.dictionary))
+
+
+def test_an_adjoint_may_be_given_to_start_from():
+    problem, cg = PENALIZED[0], lx.CG(rtol=1e-3, atol=1e-3)
+    solve = lambda start: certified(
+        problem.objective, problem.data, diff=bl.Implicit(linear_solver=cg), adjoint_init=start
+    )
+    exact = certified(problem.objective, problem.data)
+    cold, warm = solve(None), solve(exact.adjoint)
+    assert warm.certificate.adjoint_residual < 1e-10 < cold.certificate.adjoint_residual
+    assert error(raveled(warm.gradient), raveled(exact.gradient)) <= 1e-9
+
+
+def test_other_ways_of_differentiating_are_certified_too():
+    # One step of gradient descent is no derivative of the solution, and the certificate says how far off.
+    options = dict(solver=S.GradientDescent(acceleration=False))
+    exact = certified(RIDGES[0].objective, RIDGES[0].data)
+    one_step = certified(RIDGES[0].objective, RIDGES[0].data, diff=bl.OneStep(), **options)
+    true = np.linalg.norm(raveled(one_step.gradient) - raveled(exact.gradient)) / np.linalg.norm(
+        raveled(exact.gradient)
+    )
+    assert true > 0.1
+    np.testing.assert_allclose(one_step.certificate.relative_error, true, rtol=1e-5)
+
+
+def test_samples_are_certified_one_by_one():
+    # Twice the same atom without l2: the samples that use it have no derivative, and only they.
+    twice = jnp.concatenate([CODES.objective.dictionary, CODES.objective.dictionary[:1]])
+    coding = O.SparseCoding(twice, l1=0.3, l2=0.0)
+    done = certified(coding, CODES.data, solver=S.ProximalGradient(tol=1e-12, max_steps=100_000))
+    use = np.asarray((done.solution.params[:, 0] != 0) & (done.solution.params[:, -1] != 0))
+    assert 0 < use.sum() < len(use)
+    np.testing.assert_array_equal(np.isnan(done.certificate.samples.adjoint_residual), use)
+    assert np.all(np.asarray(done.certificate.samples.relative_error)[~use] <= 1e-8)
+    assert done.certificate.result == bl.RESULTS.singular_hessian
+
+
+def test_the_margin_is_the_distance_to_the_nearest_kink():
+    # Soft thresholding of x by l1: with D = I codes are its outcome, and the distance ||x| − l1|.
+    x = jnp.asarray([[1.0, 0.2, -0.31, 0.0]])
+    done = certified(O.SparseCoding(jnp.eye(4), l1=0.3), x)
+    np.testing.assert_allclose(done.certificate.margin, 0.01, rtol=1e-9)
+    rough = certified(CODES.objective, CODES.data, solver=S.ProximalGradient(max_steps=1))
+    assert rough.certificate.at_risk > 0
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+SINGULAR = O.SparseCoding(jnp.ones((2, 3)), l1=0.1), jnp.ones((1, 3))
+FAILURES = {
+    "stopped early": (*[CODES.objective, CODES.data], S.ProximalGradient(max_steps=1), "used up `max_steps`"),
+    "singular": (*SINGULAR, S.ProximalGradient(max_steps=20_000), "Hessian is singular on the support"),
+}
+failures = pytest.mark.parametrize(("objective", "data", "solver", "message"), FAILURES.values(), ids=FAILURES)
+
+
+@failures
+def test_on_failure(objective, data, solver, message):
+    run = lambda on_failure: bl.hypergradient(outer, objective, data, solver=solver, on_failure=on_failure)
+    with pytest.raises(bl.HypergradientError, match=f"{message}(.|\n)*Try(.|\n)*estimated relative error"):
+        run("raise")
+    with pytest.warns(RuntimeWarning, match=message):
+        warned = run("warn")
+    ignored, made_nan = run("ignore"), run("nan")
+    assert ignored.certificate.result == made_nan.certificate.result != bl.RESULTS.successful
+    np.testing.assert_array_equal(raveled(warned.gradient), raveled(ignored.gradient))
+    assert np.all(np.isnan(raveled(made_nan.gradient))) and np.all(np.isnan(raveled(made_nan.data_gradient)))
+
+
+@failures
+def test_on_failure_within_jit(objective, data, solver, message):
+    run = lambda on_failure: compiled(
+        lambda o, d: raveled_array(bl.hypergradient(outer, o, d, solver=solver, on_failure=on_failure).gradient)
+    )(objective, data)
+    raveled_array = lambda tree: jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
+    with pytest.raises(eqx.EquinoxRuntimeError, match=message):
+        jax.block_until_ready(run("raise"))
+    assert np.all(np.isnan(run("nan")))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bl.hypergradient("loss", *SINGULAR), "`outer_loss` must be a function"),
+        (lambda: bl.hypergradient(lambda o, p, d: p, *SINGULAR), "`outer_loss` must return a number"),
+        (lambda: bl.hypergradient(outer, *SINGULAR, on_failure="hope"), "`on_failure` must be one of .* got 'hope'"),
+        (lambda: bl.Implicit(ridge=-1.0), "`ridge` must be finite and not negative"),
+        (lambda: bl.Implicit(linear_solver="cg"), "`linear_solver` must be a Lineax solver"),
+        (lambda: bl.Neumann(0), "`num_terms` must be a whole number of at least 1"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
