@@ -2,7 +2,11 @@
 
 import gc
 import itertools
+import os
 from pathlib import Path
+
+# XLA's remarks, as errors, on every program that it loads from the cache.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest

@@ -102,7 +102,9 @@ def solve(
             if options.solver is None:
                 answer = operator.solve(vector)
             else:
-                answer = operator.blockwise(lambda block, b: _by_lineax(block, b, options.solver), vector)
+                start = jax.tree.map(jnp.zeros_like, vector) if init is None else init
+                of_block = lambda block, b, start: _by_lineax(block, b, options.solver, start)
+                answer = operator.blockwise(of_block, vector, start)
         else:
             function = lx.FunctionLinearOperator(apply, operator.in_structure(), tags=tags)
             answer = _by_lineax(function, vector, options.solver, init)

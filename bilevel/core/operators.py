@@ -30,9 +30,9 @@ class AbstractSymmetricOperator(lx.AbstractLinearOperator):
     def damped(self, ridge: Scalar) -> "AbstractSymmetricOperator":
         """A + ridge I, on the coordinates that are not held."""
 
-    def blockwise(self, solve: Callable[[lx.AbstractLinearOperator, PyTree], PyTree], vector: PyTree) -> PyTree:
-        """`solve(block, part of the vector)` for every independent block of A; A is one block unless it says more."""
-        return solve(lx.FunctionLinearOperator(self.mv, self.in_structure(), lx.positive_semidefinite_tag), vector)
+    def blockwise(self, solve: Callable[..., PyTree], *vectors: PyTree) -> PyTree:
+        """`solve(block, *its parts of the vectors)` for every independent block of A; A is one unless it says more."""
+        return solve(lx.FunctionLinearOperator(self.mv, self.in_structure(), lx.positive_semidefinite_tag), *vectors)
 
     @abc.abstractmethod
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:

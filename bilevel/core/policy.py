@@ -15,9 +15,9 @@ T = TypeVar("T")
 Policy = Literal["raise", "warn", "nan", "ignore"]
 
 
-def check_policy(name: str, value: Any) -> None:
-    """Raise `ValueError` where `value` is no policy."""
-    if value not in get_args(Policy):
+def check_policy(name: str, value: Any, *, optional: bool = False) -> None:
+    """Raise `ValueError` where `value` is no policy, nor None where that is one too."""
+    if value not in get_args(Policy) and not (optional and value is None):
         raise ValueError(f"`{name}` must be one of {get_args(Policy)}, got {value!r}.")
 
 

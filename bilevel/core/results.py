@@ -29,8 +29,18 @@ class RESULTS(lx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "range. Try the same call outside `jit`, where the message names the argument."
     )
     adjoint_not_solved = (
-        "The linear system of the hypergradient was not solved to 1e-3. Likely causes: a Hessian close to singular on "
-        "the support, or a linear solver that ran out of steps. Try another `linear_solver`, a `ridge`, or 64 bits."
+        "The linear system of the hypergradient was not solved. Likely causes: a Hessian close to singular on the "
+        "support, or a linear solver that ran out of steps. Try another `linear_solver`, a `ridge`, or 64 bits."
+    )
+    inaccurate = (
+        "The estimated relative error of the hypergradient is above `rtol`. Likely causes: an inner solution too "
+        "rough, the more so where its support is not settled, or an approximate way of differentiating. Try a smaller "
+        "`tol` of the solver, `correct=True`, or `Implicit()`; or a larger `rtol`, if that is good enough."
+    )
+    degenerate = (
+        "The solution is on a kink of its penalty to rounding (a strength at which a coordinate is about to enter, a "
+        "tie), where the derivatives from both sides differ; this is that of the side on which it rests. Try "
+        "hyperparameters a little off, or `on_failure='ignore'`."
     )
     singular_hessian = (
         "The Hessian is singular on the support of the solution, which therefore has no derivative. Likely causes: "

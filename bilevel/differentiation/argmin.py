@@ -58,12 +58,18 @@ def argmin(
     solver.check(objective)
     objective = objective.hoist(init, data)
     requirements = [*objective.requirements(), *_finite_arrays("data", data), *_finite_arrays("init", init)]
+    requirements += objective.data_requirements(data)
     raise_where_violated(requirements)
     # A traced value that is out of its range is an error of the run; or a result, where the caller wants no errors.
     traced = [r for r in requirements if is_traced(r.holds)]
     run = _apply if solver.on_host() else _apply_jit
     solution = run(
-        diff.resolve(throw), tree.to_arrays(solver), objective, data, init, all_hold(traced) if traced else None
+        diff.with_policy("raise" if throw else "nan", only_default=True),
+        tree.to_arrays(solver),
+        objective,
+        data,
+        init,
+        all_hold(traced) if traced else None,
     )
     return _raise_on_failure(solution, traced) if throw else solution
 

@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
-from bilevel.core import RESULTS, Solution
+from bilevel.core import RESULTS, Solution, tree
 from bilevel.core.linear_solve import LinearOptions
 from bilevel.differentiation.linearized import Linearized
 from bilevel.objectives import AbstractObjective
@@ -18,8 +18,8 @@ from bilevel.objectives.partitioned import partition
 #: Φ(objective, params, data), a number; or a pair of it and something to pass on.
 OuterLoss = Callable[[AbstractObjective, PyTree, PyTree], Any]
 
-#: The largest relative residual with which an adjoint counts as solved.
-RESIDUAL = 1e-3
+#: Below this fraction of the gradient in objective and data together, that in the objective counts as zero.
+NEGLIGIBLE = 1e-6
 
 
 class Certificate(eqx.Module):
@@ -28,16 +28,18 @@ class Certificate(eqx.Module):
     **Attributes:**
 
     - `optimality`, `tol`: the relative optimality error of the inner solution and its bound.
-    - `adjoint_residual`: ‖v − A λ‖ / ‖v‖ of the linear system that was solved for the hypergradient.
+    - `adjoint_residual`: ‖v − A λ‖ / ‖v‖ of the linear system that was solved for the hypergradient; NaN where `diff`
+      solves none that can be seen.
     - `relative_error`: the estimated relative error ‖g − g⁺‖ / ‖g⁺‖ of the hypergradient g, with g⁺ the one after a
       Newton step of the inner solution, its system solved anew. It is right to first order: where the step leads to
-      the right support, within a few percent near a solution.
+      the right support, within a few percent near a solution. (Where g⁺ is less than a millionth of the gradient in
+      objective and data together, as a millionth of that.)
     - `margin`: the distance of the nearest coordinate to a kink of the penalty (to a change of support), as a fraction
       of the largest coordinate; infinite without kinks.
-    - `at_risk`: the fraction of coordinates for which the Newton step is longer than that distance. Where it is not 0
-      the support is not settled, and `relative_error` may mislead.
-    - `samples`: the same for each sample where samples are independent, else None. The relative error is that of a
-      sample's adjoint there.
+    - `at_risk`: the fraction of coordinates for which the Newton step is longer than that distance, to rounding. Where
+      it is not 0 the support is not settled, and `relative_error` may mislead.
+    - `samples`: the same for each sample where samples are independent, else None. The relative error is that of the
+      gradient in the sample's data there.
     - `result`: what failed, if anything.
     """
 
@@ -115,11 +117,13 @@ def evaluate(
     return Evaluation(value, aux, gradient, data_gradient, pulled.adjoint, pulled.residual)
 
 
-def newton_step(objective: AbstractObjective, data: PyTree, params: PyTree) -> PyTree:
+def newton_step(
+    objective: AbstractObjective, data: PyTree, params: PyTree, options: LinearOptions = LinearOptions()
+) -> PyTree:
     """−(∂F/∂y)⁻¹ F: what is missing to the solution, to first order."""
     inner, arrays, _ = partition(objective, params)
     linearized = Linearized.at(inner, arrays, data)
-    return linearized.push(linearized.optimality())
+    return linearized.push(linearized.optimality(), options)
 
 
 def certify(
@@ -129,19 +133,26 @@ def certify(
     step: PyTree,
     found: Evaluation,
     after: Evaluation,
+    rtol: ScalarLike,
 ) -> Certificate:
     """The certificate of `found`, given the Newton step from its params and the evaluation `after` it."""
     inner, arrays, _ = partition(objective, solution.params)
     optimality = inner.optimality_errors(arrays, data, inner.units(arrays, data))
     margin, at_risk = _margins(inner, data, arrays, step)
-    in_adjoint = inner.relative(optax.tree.sub(found.adjoint, after.adjoint), after.adjoint)
     samples = None
     if inner.samplewise:
-        samples = SampleCertificates(optimality, found.residual, in_adjoint, margin, at_risk)
+        pair = found.data_gradient, after.data_gradient
+        samples = SampleCertificates(
+            optimality, found.residual, inner.relative(optax.tree.sub(*pair), pair[1]), margin, at_risk
+        )
     tol = solution.stats["tol"].astype(optimality.dtype)
     worst, residual = jnp.max(optimality), jnp.max(found.residual)
     error = relative_error(found, after)
-    result = _judge(solution, worst <= tol, residual, after)
+    result = _judge(solution, worst <= tol, found, after, error <= rtol)
+    # One of many samples on a kink is no failure of all; `samples` shows it.
+    on_kink = (margin <= 4 * jnp.finfo(margin.dtype).eps) & (result == RESULTS.successful)
+    if not inner.samplewise:
+        result = RESULTS.where(on_kink, RESULTS.degenerate, result)  # pyright: ignore[reportArgumentType]
     return Certificate(worst, tol, residual, error, jnp.min(margin), jnp.mean(at_risk), samples, result)
 
 
@@ -151,14 +162,16 @@ def relative_error(found: Evaluation, after: Evaluation) -> Scalar:
     if not jax.tree.leaves(pair):
         pair = (found.data_gradient, after.data_gradient)
     above, below = optax.tree.norm(optax.tree.sub(*pair)), optax.tree.norm(pair[1])
+    below = jnp.maximum(below, NEGLIGIBLE * optax.tree.norm((after.gradient, after.data_gradient)))
     return jnp.where(above == 0, 0, above / jnp.where(below == 0, 1, below))
 
 
-def _judge(solution: Solution, met: Array, residual: Scalar, after: Evaluation) -> RESULTS:
-    solved = jnp.isfinite(residual) & (residual <= RESIDUAL)
+def _judge(solution: Solution, met: Array, found: Evaluation, after: Evaluation, accurate: Array) -> RESULTS:
+    solved = tree.all_finite((found.gradient, found.data_gradient))
     regular = jnp.all(jnp.isfinite(after.residual))
-    result: RESULTS = RESULTS.adjoint_not_solved
-    result = RESULTS.where(solved, RESULTS.successful, result)  # pyright: ignore[reportArgumentType]
+    result: RESULTS = RESULTS.inaccurate
+    result = RESULTS.where(accurate, RESULTS.successful, result)  # pyright: ignore[reportArgumentType]
+    result = RESULTS.where(solved, result, RESULTS.adjoint_not_solved)
     result = RESULTS.where(regular, result, RESULTS.singular_hessian)
     missed = RESULTS.where(solution.result == RESULTS.successful, RESULTS.stalled, solution.result)
     return RESULTS.where(met, result, missed)
@@ -183,5 +196,7 @@ def _margins(objective: AbstractObjective, data: PyTree, params: PyTree, step: P
     flat = lambda tree: jnp.concatenate([jnp.abs(x).reshape(rows, -1) for x in jax.tree.leaves(tree)], axis=1)
     distances, largest = flat(distance), jnp.max(flat(here), axis=1)
     margin = jnp.min(distances, axis=1) / jnp.where(largest > 0, largest, 1)
-    at_risk = jnp.mean((flat(motion) >= distances).astype(dtype), axis=1)
+    # On a kink to rounding is at risk too.
+    rounding = 4 * jnp.finfo(dtype).eps * largest[:, None]
+    at_risk = jnp.mean((flat(motion) + rounding >= distances).astype(dtype), axis=1)
     return margin.reshape(shape), at_risk.reshape(shape)

@@ -6,20 +6,14 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree, ScalarLike
 
-from bilevel.core import RESULTS, Solution, tree
+from bilevel.core import Solution, tree
 from bilevel.core.linear_solve import LinearOptions
-from bilevel.core.policy import Policy, check_policy, enforce
+from bilevel.core.policy import Policy, check_policy
 from bilevel.core.requirements import nonnegative, raise_where_violated
-from bilevel.differentiation.base import AbstractDifferentiation
+from bilevel.differentiation.base import AbstractDifferentiation, judge
 from bilevel.differentiation.linearized import Linearized
 from bilevel.objectives import AbstractObjective
 from bilevel.solvers import AbstractSolver
-
-FAILED_SOLUTION = (
-    "The derivative of a solution that missed its tolerance is wrong by an unknown amount. Likely causes: too few "
-    "steps of the inner solver, or a tolerance below what the precision allows. Try a larger `max_steps`, a larger "
-    "`tol`, or another solver; `bilevel.hypergradient(..., on_failure='ignore')` estimates the error."
-)
 
 
 class Implicit(AbstractDifferentiation):
@@ -51,18 +45,12 @@ class Implicit(AbstractDifferentiation):
     on_failure: Policy | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        if self.on_failure is not None:
-            check_policy("on_failure", self.on_failure)
+        check_policy("on_failure", self.on_failure, optional=True)
         if self.linear_solver is not None and not isinstance(self.linear_solver, lx.AbstractLinearSolver):
             came = getattr(self.linear_solver, "__name__", repr(self.linear_solver))
             raise ValueError(f"`linear_solver` must be a Lineax solver such as lineax.CG(1e-8, 1e-8), got {came}.")
         if self.ridge is not None:
             raise_where_violated([nonnegative("ridge", self.ridge)])
-
-    def resolve(self, throw: bool) -> "Implicit":
-        if self.on_failure is not None:
-            return self
-        return Implicit(self.linear_solver, self.ridge, "raise" if throw else "nan")
 
     @property
     def linear_options(self) -> LinearOptions:
@@ -97,15 +85,8 @@ def _implicit_argmin_jvp(primals: tuple, tangents: tuple) -> tuple[Solution, Sol
         return linearized._replace(objective=objective, data=data).optimality()
 
     # At both ends of the rule, as in between the projection on the support would hide it from some entries.
-    judge = lambda tangent: _judge(diff, solution, tangent)
-    _, pushed = jax.jvp(optimality, (moving,), (judge(tangents[0]),))
-    motion = judge(linearized.push(pushed, diff.linear_options))
+    judged = lambda tangent: judge(diff.on_failure, solution, tangent)
+    _, pushed = jax.jvp(optimality, (moving,), (judged(tangents[0]),))
+    motion = judged(linearized.push(pushed, diff.linear_options))
     still = jax.tree.map(lambda _: None, solution)
     return solution, eqx.tree_at(lambda s: s.params, still, motion, is_leaf=lambda x: x is None)
-
-
-def _judge(diff: Implicit, solution: Solution, tangent: PyTree) -> PyTree:
-    """What the policy makes of a tangent where the solution failed, which raises by itself if that is wanted."""
-    failed = jnp.asarray(solution.result != RESULTS.successful)
-    policy = "nan" if diff.on_failure in (None, "raise") else diff.on_failure
-    return enforce(policy, failed, tangent, FAILED_SOLUTION)

@@ -1,9 +1,12 @@
 """JAXopt's own implicit differentiation, to be compared with."""
 
+import equinox as eqx
 from jaxtyping import PyTree
 
 from bilevel.core import Solution, tree
-from bilevel.differentiation.base import AbstractDifferentiation
+from bilevel.core.policy import Policy, check_policy
+from bilevel.differentiation.base import AbstractDifferentiation, judge
+from bilevel.differentiation.once import with_derivative_of
 from bilevel.objectives import AbstractObjective
 from bilevel.solvers import (
     BFGS,
@@ -38,14 +41,27 @@ class JaxoptImplicit(AbstractDifferentiation):
     - Batches: all samples share one system with one tolerance, so that the worst sample is far worse than the mean.
     - Gradients may be NaN at the kinks of functions; those of the penalties here are this library's own.
 
+    **Arguments:**
+
+    - `on_failure`: what a failed solve gives for derivatives, as for `Implicit`; by default `"ignore"`, as in JAXopt.
+
     Serves ProximalGradient, ProjectedGradient, GradientDescent, LBFGS, BFGS and NonlinearCG.
 
     !!! cite
         M. Blondel et al.: Efficient and modular implicit differentiation. 2022.
     """
 
+    on_failure: Policy | None = eqx.field(static=True, default="ignore")
+
+    def __check_init__(self):
+        check_policy("on_failure", self.on_failure, optional=True)
+
     def apply(self, solver: AbstractSolver, objective: AbstractObjective, data: PyTree, init: PyTree) -> Solution:
         if not isinstance(solver, SERVED):
             names = ", ".join(f"{kind.__name__}()" for kind in SERVED)
             raise ValueError(f"JaxoptImplicit doesn't work with {type(solver).__name__}. Try one of {names}.")
-        return run_with_implicit_diff(tree.constant(solver), objective, data, tree.constant(init), custom_root)
+        solution = run_with_implicit_diff(tree.constant(solver), objective, data, tree.constant(init), custom_root)
+        if self.on_failure == "ignore":
+            return solution
+        judged = judge(self.on_failure, solution, solution.params)
+        return Solution(with_derivative_of(solution.params, judged), solution.result, solution.stats)

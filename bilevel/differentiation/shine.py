@@ -9,9 +9,10 @@ import lineax as lx
 import optax
 from jaxtyping import PyTree
 
-from bilevel.core import RESULTS, Solution, tree
-from bilevel.differentiation.base import AbstractDifferentiation
-from bilevel.differentiation.truncated import OnFailure, check_on_failure, with_derivative_of
+from bilevel.core import Solution, tree
+from bilevel.core.policy import Policy, check_policy
+from bilevel.differentiation.base import AbstractDifferentiation, judge
+from bilevel.differentiation.once import once, with_derivative_of
 from bilevel.objectives import AbstractObjective
 from bilevel.solvers import LBFGS, AbstractSolver
 from bilevel.solvers.inverse_hessian import InverseHessian
@@ -41,7 +42,7 @@ class Shine(AbstractDifferentiation):
     """
 
     num_refinements: int = 0
-    on_failure: OnFailure = eqx.field(static=True, default="nan")
+    on_failure: Policy | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if (
@@ -50,7 +51,7 @@ class Shine(AbstractDifferentiation):
             or (self.num_refinements < 0)
         ):
             raise ValueError(f"`num_refinements` must be a whole number, at least 0, got {self.num_refinements!r}.")
-        check_on_failure(self.on_failure)
+        check_policy("on_failure", self.on_failure, optional=True)
 
     def apply(self, solver: AbstractSolver, objective: AbstractObjective, data: PyTree, init: PyTree) -> Solution:
         if not isinstance(solver, LBFGS):
@@ -61,9 +62,9 @@ class Shine(AbstractDifferentiation):
         still = tree.constant((objective, data))
         solution, inverse = tree.constant(solver).run_with_inverse_hessian(*still, tree.constant(init))
         solution, inverse = tree.constant((solution, inverse))
-        good = (solution.result == RESULTS.successful) | (self.on_failure == "ignore")
-        step = self._step(inverse, solution.params, still, tree.nan_unless(good, (objective, data)))
-        params = with_derivative_of(solution.params, tree.nan_unless(good, step))
+        judged = lambda values: judge(self.on_failure, solution, values)
+        step = self._step(inverse, solution.params, still, judged(once((objective, data))))
+        params = with_derivative_of(solution.params, judged(step))
         return Solution(params, solution.result, solution.stats)
 
     # −B ∇f(y; θ) as a function of θ has the derivative wanted: y and B are constant.

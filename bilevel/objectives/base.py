@@ -64,7 +64,11 @@ class AbstractObjective(eqx.Module):
         return []
 
     def check_data(self, data: PyTree) -> None:
-        """Raise `ValueError` where shapes or dtypes of `data` do not fit; values are checked elsewhere."""
+        """Raise `ValueError` where shapes or dtypes of `data` do not fit; values are another matter."""
+
+    def data_requirements(self, data: PyTree) -> list[Requirement]:
+        """Conditions on the values of `data`, beyond that they are finite."""
+        return []
 
     def lipschitz(self, data: PyTree) -> Scalar | None:
         """A Lipschitz constant of ∇f over all `params`, where one is known."""

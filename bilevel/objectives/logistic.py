@@ -16,6 +16,8 @@ from bilevel.objectives.ridge import LinearModel
 from bilevel.objectives.support_hessian import SupportHessian
 from bilevel.prox import L1
 
+OF_SIGNS = "For integer classes pass `n_classes`; 0 and 1 become −1.0 and +1.0 by `2.0 * y - 1`."
+
 Data = tuple[Design, Float[Array, " samples"] | Int[Array, " samples"]]
 
 
@@ -25,7 +27,7 @@ class LogisticRegression(AbstractObjective):
     - Binary, for `n_classes=None`: W is one row w, labels are the floating numbers −1 and +1, and the loss is
       log(1 + exp(−yᵢ w·xᵢ)).
     - Multinomial, else: W has a row for each class, labels are integers from 0 to `n_classes` − 1, and the loss is
-      log Σₖ exp(W xᵢ)ₖ − (W xᵢ)_{yᵢ}. It does not change when all rows move together, so l2 or l1 must pin them down.
+      log Σₖ exp(W xᵢ)ₖ − (W xᵢ)_{yᵢ}. It does not change when all rows move together, so every l2 must be positive.
 
     With `l1=None` the problem is smooth, and L-BFGS serves it. `l1` and `l2` are numbers or one for each feature. X is
     an array or a sparse matrix (`jax.experimental.sparse.BCOO`). There is no intercept: append a feature of ones, or
@@ -51,8 +53,7 @@ class LogisticRegression(AbstractObjective):
         self.n_classes = n_classes
 
     def requirements(self) -> list[Requirement]:
-        pinned = self.n_classes is None or self.l1 is not None
-        second = [(nonnegative if pinned else positive)("l2", self.l2)]
+        second = [(nonnegative if self.n_classes is None else positive)("l2", self.l2)]
         return second if self.l1 is None else [*second, nonnegative("l1", self.l1)]
 
     def check_data(self, data: Data) -> None:
@@ -65,6 +66,15 @@ class LogisticRegression(AbstractObjective):
         check_strength("l2", self.l2, X)
         if self.l1 is not None:
             check_strength("l1", self.l1, X)
+
+    def data_requirements(self, data: Data) -> list[Requirement]:
+        _, y = data
+        count = self.n_classes
+        if count is None:
+            message = f"`y` must hold the labels −1.0 and +1.0, got {{}}. {OF_SIGNS}"
+            return [_labels(y, lambda y: jnp.abs(y) != 1, message)]
+        message = f"`y` must be below `n_classes`={count} and not negative, got {{}}. Labels count from 0."
+        return [_labels(y, lambda y: (y < 0) | (y >= count), message)]
 
     def smooth(self, params: LinearModel, data: Data) -> Scalar:
         """The mean loss + ½ Σⱼ l2ⱼ ‖W_{·j}‖²."""
@@ -112,27 +122,22 @@ class LogisticRegression(AbstractObjective):
 
 
 def _check_signs(y: Array, X: Design) -> None:
-    hint = "For integer classes pass `n_classes`; 0 and 1 become −1.0 and +1.0 by `2.0 * y - 1`."
     if eqx.is_array(y) and not jnp.issubdtype(y.dtype, jnp.floating):
-        raise ValueError(f"`y` must hold the labels −1.0 and +1.0, got dtype {y.dtype}. {hint}")
+        raise ValueError(f"`y` must hold the labels −1.0 and +1.0, got dtype {y.dtype}. {OF_SIGNS}")
     check_float("y", y, ("samples",), X.dtype)
-    _raise_for_label(y, lambda y: jnp.abs(y) != 1, f"`y` must hold the labels −1.0 and +1.0, got {{}}. {hint}")
 
 
 def _check_classes(y: Array, n_classes: int) -> None:
-    hint = f"Labels are integers from 0 to {n_classes - 1}."
     if not eqx.is_array(y) or not jnp.issubdtype(y.dtype, jnp.integer) or y.ndim != 1:
         came = f"{y.dtype}{list(y.shape)}" if eqx.is_array(y) else type(y).__name__
+        hint = f"Labels are integers from 0 to {n_classes - 1}."
         raise ValueError(f"`y` must be an integer array of shape (samples,), got {came}. {hint}")
-    message = f"`y` must be below `n_classes`={n_classes} and not negative, got {{}}. {hint}"
-    _raise_for_label(y, lambda y: (y < 0) | (y >= n_classes), message)
 
 
-def _raise_for_label(y: Array, is_wrong: Callable[[Array], Array], message: str) -> None:
-    """Raise with the first wrong label, where labels are known."""
-    if is_traced(y):
-        return
+def _labels(y: Array, is_wrong: Callable[[Array], Array], message: str) -> Requirement:
+    """That no label is wrong; the message names the first that is, where labels are known."""
     with eagerly(y):
-        wrong = y[is_wrong(y)]
-        if wrong.size:
-            raise ValueError(message.format(wrong[0]))
+        wrong = is_wrong(y)
+        holds = ~jnp.any(wrong)
+        came = "others" if is_traced(holds) or holds else str(y[wrong][0])
+    return Requirement(holds, message.format(came))

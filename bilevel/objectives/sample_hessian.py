@@ -39,16 +39,16 @@ class SampleHessian(AbstractSymmetricOperator):
         return eqx.tree_at(lambda hessian: hessian.l2, self, self.l2 + ridge.astype(self.l2.dtype))
 
     def blockwise(
-        self, solve: Callable[[lx.AbstractLinearOperator, Array], Array], vector: Float[Array, "samples atoms"]
+        self, solve: Callable[..., Array], *vectors: Float[Array, "samples atoms"]
     ) -> Float[Array, "samples atoms"]:
-        def of_sample(vector: Array, support: Array, x: Array, reconstruction: Array | None) -> Array:
+        def of_sample(vectors: tuple, support: Array, x: Array, reconstruction: Array | None) -> Array:
             support, x, reconstruction = jax.tree.map(lambda array: array[None], (support, x, reconstruction))
             block = SampleHessian(self.dictionary, self.l2, support, x, reconstruction, self.loss)
             apply = lambda v: block.mv(v[None])[0]
-            structure = jax.ShapeDtypeStruct(vector.shape, vector.dtype)
-            return solve(lx.FunctionLinearOperator(apply, structure, lx.positive_semidefinite_tag), vector)
+            structure = jax.ShapeDtypeStruct(self.support.shape[1:], self.dictionary.dtype)
+            return solve(lx.FunctionLinearOperator(apply, structure, lx.positive_semidefinite_tag), *vectors)
 
-        return jax.vmap(of_sample)(vector, self.support, self.data, self.reconstruction)
+        return jax.vmap(of_sample)(vectors, self.support, self.data, self.reconstruction)
 
     def mv(self, vector: Float[Array, "samples atoms"]) -> Float[Array, "samples atoms"]:
         inside = jnp.where(self.support, vector, 0)

@@ -43,17 +43,16 @@ class SupportHessian(AbstractSymmetricOperator):
     def damped(self, ridge: Scalar) -> "SupportHessian":
         return eqx.tree_at(lambda hessian: hessian.l2, self, self.l2 + ridge.astype(self.l2.dtype))
 
-    def blockwise(
-        self, solve: Callable[[lx.AbstractLinearOperator, PyTree], PyTree], vector: LinearModel
-    ) -> LinearModel:
-        def of_target(support: Array, row: Array) -> Array:
+    def blockwise(self, solve: Callable[..., PyTree], *vectors: LinearModel) -> LinearModel:
+        def of_target(support: Array, *rows: Array) -> Array:
             block = SupportHessian(self.X, self.l2, support, self.curvature)
             function = lx.FunctionLinearOperator(block.mv, block.in_structure(), lx.positive_semidefinite_tag)
-            return solve(function, LinearModel(row)).weight
+            return solve(function, *map(LinearModel, rows)).weight
 
+        weights = [vector.weight for vector in vectors]
         if self.support.ndim == 1:
-            return LinearModel(of_target(self.support, vector.weight))
-        return LinearModel(jax.vmap(of_target)(self.support, vector.weight))
+            return LinearModel(of_target(self.support, *weights))
+        return LinearModel(jax.vmap(of_target)(self.support, *weights))
 
     def mv(self, vector: LinearModel) -> LinearModel:
         weight = vector.weight

@@ -7,10 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar, ScalarLike
 
-from bilevel.core import RESULTS, HypergradientError, Solution
+from bilevel.core import RESULTS, HypergradientError, Solution, tree
+from bilevel.core.linear_solve import LinearOptions
 from bilevel.core.policy import Policy, check_policy, enforce
+from bilevel.core.requirements import positive, raise_where_violated
 from bilevel.differentiation import AbstractDifferentiation, Implicit, argmin
 from bilevel.differentiation.certificate import Certificate, Evaluation, OuterLoss, certify, evaluate, newton_step
 from bilevel.objectives import AbstractObjective
@@ -48,6 +50,7 @@ def hypergradient(
     init: PyTree = None,
     diff: AbstractDifferentiation = Implicit(),
     correct: bool = False,
+    rtol: ScalarLike = 1e-2,
     adjoint_init: PyTree = None,
     on_failure: Policy = "raise",
 ) -> Hypergradient:
@@ -60,11 +63,13 @@ def hypergradient(
     - `objective`, `data`, `solver`, `init`, `diff`: as in `argmin`. The certificate is that of the hypergradient by
       `diff`, whichever it is.
     - `correct`: whether to return the hypergradient after a Newton step of the inner solution, whose error is
-      quadratic in the inner error, at the cost of one more linear system. `value` is corrected too.
+      quadratic in the inner error, at the cost of one more linear system. `value` and `solution` are corrected too.
+      It is implicit, whatever `diff`.
+    - `rtol`: the estimated relative error from which on the hypergradient counts as failed.
     - `adjoint_init`: where an iterative linear solver starts, such as `adjoint` of the last call.
-    - `on_failure`: what happens if the inner solve missed its tolerance, the linear system was not solved, or the
-      Hessian is singular on the support: `"raise"`, `"warn"`, `"nan"` (the gradient), `"ignore"`. The certificate says
-      it in every case.
+    - `on_failure`: what happens if the inner solve missed its tolerance, the linear system was not solved, the Hessian
+      is singular on the support, the solution is on a kink, or the estimated error is above `rtol`: `"raise"`,
+      `"warn"`, `"nan"` (the gradient), `"ignore"`. The certificate says it in every case.
 
     **Raises:** `HypergradientError` on failure (under `jit`, when it runs); `ValueError` for input that does not fit.
 
@@ -75,11 +80,16 @@ def hypergradient(
     check_policy("on_failure", on_failure)
     if not callable(outer_loss):
         raise ValueError(f"`outer_loss` must be a function of (objective, params, data), got {outer_loss!r}.")
+    raise_where_violated([positive("rtol", rtol)])
+    # A failed solution keeps its gradient: it is judged here.
+    objective, data, diff, solver = tree.to_arrays((objective, data, diff.with_policy("ignore"), solver))
     inner = argmin(objective, data, solver=solver, init=init, throw=False)
     found = None
     if not isinstance(diff, Implicit):
         found = _through_argmin(outer_loss, objective, data, solver, init, diff)
-    done = _hypergradient(outer_loss, objective, data, inner, diff, found, adjoint_init, correct)
+    done = _hypergradient(
+        outer_loss, objective, data, inner, diff, found, tree.to_arrays(adjoint_init), correct, jnp.asarray(rtol)
+    )
     return _settle(done, on_failure)
 
 
@@ -114,28 +124,37 @@ def _hypergradient(
     gradients: tuple[PyTree, PyTree] | None,
     adjoint_init: PyTree,
     correct: bool,
+    rtol: Array,
 ) -> Hypergradient:
-    def after_step(solution: Solution) -> tuple[PyTree, Solution, Evaluation]:
-        step = newton_step(objective, data, solution.params)
+    options = diff.linear_options if isinstance(diff, Implicit) else LinearOptions()
+    options = options._replace(on_failure="nan")
+
+    def after_step_with(solution: Solution, options: LinearOptions) -> tuple[PyTree, Solution, Evaluation]:
+        step = newton_step(objective, data, solution.params, options)
         _, arrays, restore = partition(objective, solution.params)
         params = restore(optax.tree.add(arrays, step))
         moved = eqx.tree_at(lambda s: s.params, solution, params, is_leaf=lambda x: x is None)
-        return step, moved, evaluate(outer_loss, objective, data, params)
+        return step, moved, evaluate(outer_loss, objective, data, params, options)
 
-    options = diff.linear_options if isinstance(diff, Implicit) else Implicit().linear_options
-    options = options._replace(on_failure="nan")
+    def after_step(solution: Solution) -> tuple[PyTree, Solution, Evaluation]:
+        exact = after_step_with(solution, LinearOptions())
+        if options.ridge is None:
+            return exact
+        # Damped, only where it does not go without: the error of the damping is to be seen.
+        damped = after_step_with(solution, LinearOptions(ridge=options.ridge))
+        return tree.where(jnp.all(jnp.isfinite(exact[2].residual)), exact, damped)
+
     at = solution
     found = evaluate(outer_loss, objective, data, at.params, options, adjoint_init)
     if gradients is not None:
-        found = found._replace(gradient=gradients[0], data_gradient=gradients[1])
+        unseen = jnp.full_like(found.residual, jnp.nan)
+        found = found._replace(gradient=gradients[0], data_gradient=gradients[1], residual=unseen)
     step, moved, after = after_step(at)
     if correct:
         at, found = moved, after
         step, _, after = after_step(at)
-    certificate = certify(objective, data, at, step, found, after)
-    return Hypergradient(
-        found.value, found.gradient, found.data_gradient, solution, found.adjoint, certificate, found.aux
-    )
+    certificate = certify(objective, data, at, step, found, after, rtol)
+    return Hypergradient(found.value, found.gradient, found.data_gradient, at, found.adjoint, certificate, found.aux)
 
 
 def _settle(done: Hypergradient, on_failure: Policy) -> Hypergradient:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
 
 from bilevel.core import Solution
 from bilevel.objectives import AbstractObjective, SparseCoding
@@ -15,6 +15,9 @@ from bilevel.solvers.loop import Unroll, default_tol, iterate, verdict
 
 #: Accelerated steps between two attempts to finish by Newton's method.
 STEPS_PER_ROUND = 40
+
+#: How many rounds may pass, once all samples meet the tolerance, until the last of them is exact to rounding.
+PATIENCE = 5
 
 Codes = Float[Array, "samples atoms"]
 
@@ -28,8 +31,9 @@ class SparseCoder(AbstractSolver):
         (D_S D_Sᵀ + l2 I) c_S = D_S x − l1 σ,
 
     whose answer is taken for a sample only where it meets the optimality conditions of the whole problem. So codes are
-    exact to rounding, and a sample's codes do not depend on its batch mates. Where no Newton step is ever good
-    (duplicated atoms with l2 = 0: a singular system) the gradient steps converge by themselves.
+    exact to rounding wherever a few rounds more than the tolerance needs can make them so, and a sample's codes do not
+    depend on its batch mates. Where no Newton step is ever good (duplicated atoms with l2 = 0: a singular system) the
+    gradient steps converge by themselves.
 
     **Attributes:**
 
@@ -61,17 +65,25 @@ class SparseCoder(AbstractSolver):
         assert isinstance(objective, SparseCoding)
         problem = _Problem.of(objective, data)
         tol = jnp.asarray(default_tol(init) if self.tol is None else self.tol).astype(init.dtype)
-        start = _State(init, init, jnp.ones_like(init[:, :1]), problem.errors(init))
+        start = _State(init, init, jnp.ones_like(init[:, :1]), problem.errors(init), jnp.asarray(PATIENCE))
+        # Within the tolerance a support may still be wrong by a coordinate that is about to enter, which a derivative
+        # does not forgive. So the tolerance is what must be met, and exactness what is tried for.
+        exact = jnp.asarray(4 * jnp.finfo(init.dtype).eps, init.dtype)
         # What is unrolled stops at the very step that meets the tolerance.
         length = STEPS_PER_ROUND if unroll is None else 1
 
         def round_of_steps(state: _State) -> _State:
             state, _ = jax.lax.scan(lambda s, _: (_accelerated_step(problem, s), None), state, length=length)
             state = state._replace(errors=problem.errors(state.codes))
+            met = jnp.all(state.errors <= tol)
+            state = state._replace(patience=state.patience - met.astype(state.patience.dtype))
             # The Newton step has no derivative where its system is singular, so it stays out of what is unrolled.
             return _finish(problem, state, tol) if unroll is None else state
 
-        done = lambda state: jnp.all(state.errors <= tol)
+        def done(state: _State) -> Bool[Array, ""]:
+            met = jnp.all(state.errors <= tol)
+            return met if unroll is not None else met & (jnp.all(state.errors <= exact) | (state.patience <= 0))
+
         rounds = -(-self.max_steps // length)
         state, count = iterate(round_of_steps, done, start, rounds, unroll)
         return verdict(state.codes, jnp.max(state.errors), tol, count * length, rounds * length)
@@ -105,12 +117,16 @@ class _Problem(NamedTuple):
 
 
 class _State(NamedTuple):
-    """`ahead` is the extrapolated point and `momentum` FISTA's t, one for each sample."""
+    """`ahead` is the extrapolated point and `momentum` FISTA's t, one for each sample.
+
+    `patience` counts down from when the worst sample meets the tolerance.
+    """
 
     codes: Codes
     ahead: Codes
     momentum: Float[Array, "samples 1"]
     errors: Float[Array, " samples"]
+    patience: Int[Array, ""]
 
 
 def _accelerated_step(problem: _Problem, state: _State) -> _State:
@@ -138,4 +154,5 @@ def _finish(problem: _Problem, state: _State, tol: ScalarLike) -> _State:
         keep(finished, state.ahead),
         keep(jnp.ones_like(state.momentum), state.momentum),
         jnp.where(good, errors, state.errors),
+        state.patience,
     )

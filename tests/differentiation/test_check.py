@@ -76,6 +76,13 @@ def test_differences_that_never_settle_agree_with_nothing():
     assert not check.leaves[0].agrees_with_solution
 
 
+def test_a_leaf_on_its_bound_moves_to_one_side():
+    lasso = bl.objectives.ElasticNet(0.1, 0.0)
+    loss = lambda o, model, d: jnp.sum(model.weight**2)
+    check = bl.check_hypergradient(loss, lasso, RIDGES[0].data, solver=S.ProximalGradient(tol=1e-12))
+    assert check.agrees_with_solution and check.agrees_with_algorithm, str(check)
+
+
 def test_losses_may_return_more_and_params_may_be_modules():
     loss = lambda o, params, d: (jnp.sum(params.weight**2), "more")
     assert bl.check_hypergradient(loss, RIDGES[0].objective, RIDGES[0].data).agrees_with_solution

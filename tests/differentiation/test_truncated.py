@@ -174,5 +174,17 @@ def test_bad_options_are_named(num_steps):
     with pytest.raises(ValueError, match="`num_steps` must be a whole number of at least 1"):
         bl.Truncated(num_steps)
     for make in (lambda: bl.Truncated(1, "silence"), lambda: bl.OneStep("silence")):
-        with pytest.raises(ValueError, match="`on_failure` must be 'nan' or 'ignore', got 'silence'"):
+        with pytest.raises(ValueError, match=r"`on_failure` must be one of .* got 'silence'"):
             make()
+
+
+@pytest.mark.parametrize("diff", [bl.Truncated(3), bl.OneStep(), bl.Shine()], ids=["Truncated", "OneStep", "Shine"])
+def test_a_second_derivative_is_refused(diff: bl.AbstractDifferentiation):
+    solver = S.LBFGS() if isinstance(diff, bl.Shine) else DESCENT
+    value = lambda alpha: jnp.sum(
+        bl.argmin(bl.objectives.Ridge(alpha), RIDGE.data, solver=solver, diff=diff).params.weight ** 2
+    )
+    assert np.isfinite(compiled(jax.grad(value))(jnp.asarray(0.3)))
+    for twice in (jax.hessian(value), jax.grad(jax.grad(value)), jax.jacfwd(jax.jacfwd(value))):
+        with pytest.raises(NotImplementedError, match="first derivatives only"):
+            compiled(twice)(jnp.asarray(0.3))

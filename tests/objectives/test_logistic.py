@@ -273,3 +273,11 @@ def test_bad_input(name: str):
     attempt, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         attempt()
+
+
+def test_traced_labels_are_judged_when_they_run():
+    X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)))
+    objective = bl.objectives.LogisticRegression(l2=0.1)
+    result = compiled(lambda y: bl.argmin(objective, (X, y), throw=False).result)
+    assert result(jnp.asarray([1.0, -1.0] * 3)) == bl.RESULTS.successful
+    assert result(jnp.asarray([1.0, 0.0] * 3)) == bl.RESULTS.invalid_input
