@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from bilevel.core import tree
+
 
 class AbstractSymmetricOperator(lx.AbstractLinearOperator):
     """A symmetric positive definite operator on pytrees with a direct solve of its own.
@@ -112,9 +114,9 @@ def power_iteration(apply: Any, start: PyTree, num_steps: int = 20) -> Array:
 
     def step(_: int, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         image = apply(carry[0])
-        size = optax.tree.norm(image)
+        size = tree.norm(image)
         return optax.tree.scale(1 / jnp.where(size > 0, size, 1), image), size
 
-    norm = optax.tree.norm(start)
+    norm = tree.norm(start)
     unit = optax.tree.scale(1 / jnp.where(norm > 0, norm, 1), start)
     return jax.lax.fori_loop(0, num_steps, step, (unit, jnp.zeros_like(norm)))[1]

@@ -37,6 +37,14 @@ class RESULTS(lx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "rough, the more so where its support is not settled, or an approximate way of differentiating. Try a smaller "
         "`tol` of the solver, `correct=True`, or `Implicit()`; or a larger `rtol`, if that is good enough."
     )
+    nonfinite_loss = (
+        "The outer loss, or its derivative at the inner solution, is NaN or infinite. Likely causes: a division by "
+        "zero, a logarithm or square root at 0, an overflow. Try to evaluate `outer_loss` at `solution.params`."
+    )
+    not_a_minimum = (
+        "The inner solution is stationary, but no minimum: the objective curves down there. Likely causes: a start at "
+        "a maximum or saddle point, or an objective that is unbounded below. Try another `init`."
+    )
     degenerate = (
         "The solution is on a kink of its penalty to rounding (a strength at which a coordinate is about to enter, a "
         "tie), where the derivatives from both sides differ; this is that of the side on which it rests. Try "

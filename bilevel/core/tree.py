@@ -86,6 +86,14 @@ def pseudorandom_like(tree: PyTree) -> PyTree:
     )
 
 
+def norm(tree: PyTree) -> Scalar:
+    """‖tree‖₂; squares neither overflow nor underflow, lest what is small pass for zero. Not to be differentiated."""
+    largest = max_abs(tree)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    squares = [jnp.sum((x / unit.astype(x.dtype)) ** 2).astype(unit.dtype) for x in jax.tree.leaves(tree)]
+    return unit * jnp.sqrt(sum(squares, jnp.zeros_like(unit)))
+
+
 def all_finite(tree: PyTree) -> Array:
     """Whether every inexact leaf is finite."""
     leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]

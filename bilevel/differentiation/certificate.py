@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
 from bilevel.core import RESULTS, Solution, tree
 from bilevel.core.linear_solve import LinearOptions
+from bilevel.core.operators import power_iteration
 from bilevel.differentiation.linearized import Linearized
 from bilevel.objectives import AbstractObjective
 from bilevel.objectives.partitioned import partition
+from bilevel.prox import AbstractPolyhedralPenalty
 
 #: Φ(objective, params, data), a number; or a pair of it and something to pass on.
 OuterLoss = Callable[[AbstractObjective, PyTree, PyTree], Any]
@@ -53,6 +55,8 @@ class Certificate(eqx.Module):
     result: RESULTS
 
     def __str__(self) -> str:
+        if self.relative_error.ndim:
+            return f"Certificates of a batch of shape {self.relative_error.shape}; take one by `jax.tree.map`."
         lines = [
             f"estimated relative error  {float(self.relative_error):.1e}",
             f"inner optimality error    {float(self.optimality):.1e} (tolerance {float(self.tol):.1e})",
@@ -73,7 +77,10 @@ class SampleCertificates(eqx.Module):
 
 
 class Evaluation(NamedTuple):
-    """The outer loss at some inner params, and its total derivative if these were the solution."""
+    """The outer loss at some inner params, and its total derivative if these were the solution.
+
+    `finite`: whether the loss and its partial derivatives are.
+    """
 
     value: Scalar
     aux: Any
@@ -81,6 +88,22 @@ class Evaluation(NamedTuple):
     data_gradient: PyTree
     adjoint: PyTree
     residual: Array
+    finite: Array
+
+
+def value_and_aux(out: Any) -> tuple[Scalar, Any]:
+    """What an outer loss returned, as a pair; `ValueError` where it is neither a number nor a pair of one and more."""
+    value: Any
+    value, aux = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+    if isinstance(value, int | float):
+        return jnp.asarray(value, float), aux
+    if eqx.is_array_like(value) and jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return jnp.asarray(value), aux
+    came = f"{jnp.result_type(value)}{list(jnp.shape(value))}" if eqx.is_array(value) else type(value).__name__
+    raise ValueError(
+        f"`outer_loss` must return a floating number, or a pair of one and anything else, got {came}. Take a mean or a "
+        "sum."
+    )
 
 
 def evaluate(
@@ -97,11 +120,7 @@ def evaluate(
 
     def loss(moving: PyTree, arrays: PyTree) -> tuple[Scalar, Any]:
         objective, data = eqx.combine(moving, still)
-        out = outer_loss(objective, restore(arrays), data)
-        value, aux = out if isinstance(out, tuple) else (out, None)
-        if jnp.shape(value) != ():
-            raise ValueError(f"`outer_loss` must return a number, got shape {jnp.shape(value)}. Take a mean or a sum.")
-        return value, aux
+        return value_and_aux(outer_loss(objective, restore(arrays), data))
 
     value, pull, aux = jax.vjp(loss, moving, arrays, has_aux=True)
     direct, cotangent = pull(jnp.ones_like(value))
@@ -114,7 +133,8 @@ def evaluate(
 
     _, pull = jax.vjp(optimality, moving)
     gradient, data_gradient = optax.tree.add(direct, pull(pulled.cotangent)[0])
-    return Evaluation(value, aux, gradient, data_gradient, pulled.adjoint, pulled.residual)
+    finite = tree.all_finite((value, direct, cotangent))
+    return Evaluation(value, aux, gradient, data_gradient, pulled.adjoint, pulled.residual, finite)
 
 
 def newton_step(
@@ -134,8 +154,15 @@ def certify(
     found: Evaluation,
     after: Evaluation,
     rtol: ScalarLike,
+    *,
+    solved: bool,
 ) -> Certificate:
-    """The certificate of `found`, given the Newton step from its params and the evaluation `after` it."""
+    """The certificate of `found`, given the Newton step from its params and the evaluation `after` it.
+
+    `solved`: whether the params are as the solver left them, so that its own verdict holds.
+    """
+    # With a start, if it had none.
+    objective = objective.hoist(solution.params, data)
     inner, arrays, _ = partition(objective, solution.params)
     optimality = inner.optimality_errors(arrays, data, inner.units(arrays, data))
     margin, at_risk = _margins(inner, data, arrays, step)
@@ -147,8 +174,12 @@ def certify(
         )
     tol = solution.stats["tol"].astype(optimality.dtype)
     worst, residual = jnp.max(optimality), jnp.max(found.residual)
-    error = relative_error(found, after)
+    if solved:
+        worst = solution.stats["optimality"]
+    # The rounding of an ill-conditioned system may be the same before and after.
+    error = jnp.maximum(relative_error(found, after), jnp.where(jnp.isnan(residual), 0, residual))
     result = _judge(solution, worst <= tol, found, after, error <= rtol)
+    result = RESULTS.where(_curves_down(inner, data, arrays), RESULTS.not_a_minimum, result)
     # One of many samples on a kink is no failure of all; `samples` shows it.
     on_kink = (margin <= 4 * jnp.finfo(margin.dtype).eps) & (result == RESULTS.successful)
     if not inner.samplewise:
@@ -161,8 +192,8 @@ def relative_error(found: Evaluation, after: Evaluation) -> Scalar:
     pair = (found.gradient, after.gradient)
     if not jax.tree.leaves(pair):
         pair = (found.data_gradient, after.data_gradient)
-    above, below = optax.tree.norm(optax.tree.sub(*pair)), optax.tree.norm(pair[1])
-    below = jnp.maximum(below, NEGLIGIBLE * optax.tree.norm((after.gradient, after.data_gradient)))
+    above, below = tree.norm(optax.tree.sub(*pair)), tree.norm(pair[1])
+    below = jnp.maximum(below, NEGLIGIBLE * tree.norm((after.gradient, after.data_gradient)))
     return jnp.where(above == 0, 0, above / jnp.where(below == 0, 1, below))
 
 
@@ -173,14 +204,30 @@ def _judge(solution: Solution, met: Array, found: Evaluation, after: Evaluation,
     result = RESULTS.where(accurate, RESULTS.successful, result)  # pyright: ignore[reportArgumentType]
     result = RESULTS.where(solved, result, RESULTS.adjoint_not_solved)
     result = RESULTS.where(regular, result, RESULTS.singular_hessian)
+    result = RESULTS.where(found.finite, result, RESULTS.nonfinite_loss)
     missed = RESULTS.where(solution.result == RESULTS.successful, RESULTS.stalled, solution.result)
     return RESULTS.where(met, result, missed)
+
+
+def _curves_down(objective: AbstractObjective, data: PyTree, params: PyTree) -> Array:
+    """Whether the Hessian has a negative eigenvalue on the face, found as one of L − H above L by power iteration."""
+    penalty = objective.penalty()
+    if not (penalty is None or isinstance(penalty, AbstractPolyhedralPenalty)):
+        return jnp.asarray(False)
+    restrict, _ = objective.face(params, data)
+    operator, lipschitz = objective.hessian(params, data), objective.local_lipschitz(params, data)
+
+    def apply(vector: PyTree) -> PyTree:
+        inside = restrict(vector)
+        return restrict(optax.tree.add_scale(optax.tree.scale(lipschitz, inside), -1.0, operator.mv(inside)))
+
+    return power_iteration(apply, tree.pseudorandom_like(params)) > 1.001 * lipschitz
 
 
 def _margins(objective: AbstractObjective, data: PyTree, params: PyTree, step: PyTree) -> tuple[Array, Array]:
     """The margin of the support and the fraction of coordinates at risk; one for each sample where they are apart."""
     shape = (len(jax.tree.leaves(params)[0]),) if objective.samplewise else ()
-    penalty, dtype = objective.penalty(), optax.tree.norm(params).dtype
+    penalty, dtype = objective.penalty(), tree.norm(params).dtype
     if penalty is None:
         return jnp.full(shape, jnp.inf, dtype), jnp.zeros(shape, dtype)
     stepsize = 1 / objective.local_lipschitz(params, data)

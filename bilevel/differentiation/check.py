@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from bilevel.core import tree
 from bilevel.differentiation.argmin import argmin
 from bilevel.differentiation.base import AbstractDifferentiation
-from bilevel.differentiation.certificate import OuterLoss, newton_step
+from bilevel.differentiation.certificate import OuterLoss, newton_step, value_and_aux
 from bilevel.differentiation.implicit import Implicit
 from bilevel.objectives import AbstractObjective
 from bilevel.objectives.partitioned import partition
@@ -124,6 +124,8 @@ def check_hypergradient(
 
     **Returns:** a `HypergradientCheck`; print it.
     """
+    if not callable(outer_loss):
+        raise ValueError(f"`outer_loss` must be a function of (objective, params, data), got {outer_loss!r}.")
     objective, data = tree.to_arrays((objective, data))
     moving, still = eqx.partition((objective, data), eqx.is_inexact_array)
     value_and_derivative, by_algorithm, by_solution = _functions(outer_loss, still, solver, init, diff)
@@ -154,8 +156,7 @@ def _functions(
         params = argmin(objective, data, solver=solver, init=init, diff=way, throw=False).params
         if polish:
             params = _polished(objective, data, params)
-        out = outer_loss(objective, params, data)
-        return out[0] if isinstance(out, tuple) else out
+        return value_and_aux(outer_loss(objective, params, data))[0]
 
     def quotients(moving: PyTree, direction: PyTree, polish: bool) -> Array:
         at = lambda step: loss(jax.tree.map(lambda x, d: x + step.astype(x.dtype) * d, moving, direction), polish)
@@ -180,6 +181,8 @@ def _functions(
 def _polished(objective: AbstractObjective, data: PyTree, params: PyTree) -> PyTree:
     """The solution to rounding: solved by the default solver from `params`, then Newton steps while they help."""
     params = argmin(objective, data, init=params, throw=False).params
+    # With a start, if it had none.
+    objective = objective.hoist(params, data)
     for _ in range(3):
         inner, arrays, restore = partition(objective, params)
         units = inner.units(arrays, data)

@@ -83,7 +83,7 @@ def _refined(hessian: lx.AbstractLinearOperator, inverse: InverseHessian, vector
     if num_steps == 0:
         return guess
     positive = lambda norm: jnp.where(norm > 0, norm, 1)
-    right, size = positive(optax.tree.norm(vector)), positive(optax.tree.norm(guess))
+    right, size = positive(tree.norm(vector)), positive(tree.norm(guess))
     scaled = lambda factor, apply: lx.FunctionLinearOperator(
         lambda v: tree.scale(factor, apply(v)), hessian.in_structure(), tags=lx.positive_semidefinite_tag
     )

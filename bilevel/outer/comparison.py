@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from bilevel.core import RESULTS, tree
 from bilevel.differentiation import AbstractDifferentiation, Implicit, OneStep, Truncated, Unrolled, argmin
-from bilevel.differentiation.certificate import OuterLoss
+from bilevel.differentiation.certificate import OuterLoss, value_and_aux
 from bilevel.objectives import AbstractObjective
 from bilevel.outer.hypergradient import hypergradient
 from bilevel.solvers import AbstractSolver
@@ -94,6 +93,10 @@ def compare_modes(
     each is timed.
     """
     modes = default_modes() if modes is None else modes
+    if not isinstance(modes, Mapping):
+        raise ValueError(f"`modes` must map names to ways of differentiating, got {type(modes).__name__}.")
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
     objective, data = tree.to_arrays((objective, data))
     if not any(map(eqx.is_inexact_array, jax.tree.leaves(objective))):
         raise ValueError("`objective` has no floating leaves, so there is no gradient in them to compare.")
@@ -138,15 +141,15 @@ def _prepared(
     def loss(moving: PyTree, data: PyTree) -> Any:
         objective = eqx.combine(moving, still)
         params = argmin(objective, data, solver=solver, init=init, diff=diff, throw=False).params
-        out = outer_loss(objective, params, data)
-        return out[0] if isinstance(out, tuple) else out
+        return value_and_aux(outer_loss(objective, params, data))[0]
 
     lowered = jax.jit(jax.value_and_grad(loss)).lower(moving, data)
     start = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start
     _, gradient = compiled(moving, data)
-    error = float(jnp.asarray(optax.tree.norm(optax.tree.sub(gradient, reference)) / optax.tree.norm(reference)))
+    distance, size = float(tree.norm(optax.tree.sub(gradient, reference))), float(tree.norm(reference))
+    error = 0.0 if distance == 0 else distance / (size or 1.0)
     memory = compiled.memory_analysis()
     used = 0 if memory is None else int(memory.temp_size_in_bytes)
     return lambda: compiled(moving, data), ModeResult(name, error, np.nan, compile_seconds, used, "")

@@ -12,9 +12,17 @@ from jaxtyping import Array, PyTree, Scalar, ScalarLike
 from bilevel.core import RESULTS, HypergradientError, Solution, tree
 from bilevel.core.linear_solve import LinearOptions
 from bilevel.core.policy import Policy, check_policy, enforce
-from bilevel.core.requirements import positive, raise_where_violated
+from bilevel.core.requirements import finite, positive, raise_where_violated
 from bilevel.differentiation import AbstractDifferentiation, Implicit, argmin
-from bilevel.differentiation.certificate import Certificate, Evaluation, OuterLoss, certify, evaluate, newton_step
+from bilevel.differentiation.certificate import (
+    Certificate,
+    Evaluation,
+    OuterLoss,
+    certify,
+    evaluate,
+    newton_step,
+    value_and_aux,
+)
 from bilevel.objectives import AbstractObjective
 from bilevel.objectives.partitioned import partition
 from bilevel.solvers import AbstractSolver
@@ -59,7 +67,8 @@ def hypergradient(
     **Arguments:**
 
     - `outer_loss`: a function of (objective, params, data) to a number, or to a pair of it and anything else, `aux`.
-      It may close over whatever it likes.
+      It may close over traced values. Other values that it closes over are constants of its first call, as under
+      `jit`: what may change belongs in `objective` or `data`.
     - `objective`, `data`, `solver`, `init`, `diff`: as in `argmin`. The certificate is that of the hypergradient by
       `diff`, whichever it is.
     - `correct`: whether to return the hypergradient after a Newton step of the inner solution, whose error is
@@ -84,13 +93,23 @@ def hypergradient(
     # A failed solution keeps its gradient: it is judged here.
     objective, data, diff, solver = tree.to_arrays((objective, data, diff.with_policy("ignore"), solver))
     inner = argmin(objective, data, solver=solver, init=init, throw=False)
+    adjoint_init = _check_adjoint(objective, inner.params, adjoint_init)
     found = None
     if not isinstance(diff, Implicit):
         found = _through_argmin(outer_loss, objective, data, solver, init, diff)
-    done = _hypergradient(
-        outer_loss, objective, data, inner, diff, found, tree.to_arrays(adjoint_init), correct, jnp.asarray(rtol)
-    )
+    done = _hypergradient(outer_loss, objective, data, inner, diff, found, adjoint_init, correct, jnp.asarray(rtol))
     return _settle(done, on_failure)
+
+
+def _check_adjoint(objective: AbstractObjective, params: PyTree, adjoint: PyTree) -> PyTree:
+    if adjoint is None:
+        return None
+    adjoint, wanted = tree.to_arrays(adjoint), partition(objective, params)[1]
+    describe = lambda t: jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", t)
+    if jax.tree.structure(adjoint) != jax.tree.structure(wanted) or describe(adjoint) != describe(wanted):
+        raise ValueError(f"`adjoint_init` must be like {describe(wanted)}, got {describe(adjoint)}.")
+    raise_where_violated(finite("adjoint_init", x) for x in jax.tree.leaves(adjoint))
+    return adjoint
 
 
 @eqx.filter_jit
@@ -108,8 +127,7 @@ def _through_argmin(
     def loss(moving: PyTree) -> Scalar:
         objective, data = eqx.combine(moving, still)
         solution = argmin(objective, data, solver=solver, init=init, diff=diff, throw=False)
-        out = outer_loss(objective, solution.params, data)
-        return out[0] if isinstance(out, tuple) else out
+        return value_and_aux(outer_loss(objective, solution.params, data))[0]
 
     return jax.grad(loss)(moving)
 
@@ -153,7 +171,7 @@ def _hypergradient(
     if correct:
         at, found = moved, after
         step, _, after = after_step(at)
-    certificate = certify(objective, data, at, step, found, after, rtol)
+    certificate = certify(objective, data, at, step, found, after, rtol, solved=not correct)
     return Hypergradient(found.value, found.gradient, found.data_gradient, at, found.adjoint, certificate, found.aux)
 
 

@@ -90,7 +90,7 @@ class Trainer(eqx.Module):
         state = eqx.tree_at(lambda s: s.step, state, state.step + 1)
         optimality, steps = solution.stats["optimality"], solution.stats["num_steps"]
         success = jnp.asarray(solution.successful)
-        return state, StepMetrics(loss, optax.tree.norm(gradient), optimality, steps, success, ~good)
+        return state, StepMetrics(loss, tree.norm(gradient), optimality, steps, success, ~good)
 
     def fit(
         self,

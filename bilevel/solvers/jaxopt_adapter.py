@@ -343,7 +343,7 @@ class ScipyMinimize(AbstractSolver):
         tol = default_tol(init) if self.tol is None else float(jnp.asarray(self.tol))
         problem = Problem(objective, data, units.lipschitz, None, bounded=False, unroll=None)
         # SciPy bounds the decrease of f, whose error is the square of that of its gradient: ask for all it can give.
-        bound = 0.1 * tol * float(optax.tree.norm(units.gradient) / units.lipschitz)
+        bound = 0.1 * tol * float(tree.norm(units.gradient) / units.lipschitz)
         options = {"L-BFGS-B": dict(ftol=0.0, gtol=bound, maxls=50)}.get(self.method, dict(gtol=bound))
         solver = jaxopt.ScipyMinimize(fun=problem.smooth, method=self.method, maxiter=self.max_steps, options=options)
         params, state = solver.run(init)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, PyTree, Scalar, ScalarLike
 
 from bilevel.core import Solution, tree
@@ -142,7 +141,7 @@ class AbstractJaxoptSolver(AbstractSolver):
     ) -> tuple[PyTree, Array, Any]:
         """Step until the objective's own optimality is met; returns params, number of steps, and JAXopt's state."""
         method = self.build(problem)
-        start = optax.tree.norm(units.gradient)
+        start = tree.norm(units.gradient)
 
         def step(carry: tuple[Any, Any]) -> tuple[Any, Any]:
             unknown, state = carry
@@ -155,7 +154,7 @@ class AbstractJaxoptSolver(AbstractSolver):
             # optimality, one more gradient, decides.
             unknown, state = carry
             params = method.decode(unknown)
-            room = 10 * tol * (start + units.lipschitz * optax.tree.norm(params)) / problem.scale
+            room = 10 * tol * (start + units.lipschitz * tree.norm(params)) / problem.scale
             met = lambda: problem.objective.optimality_error(params, problem.data, units) <= tol
             near = state.error.astype(room.dtype) <= room
             return jnp.isnan(state.error) | jax.lax.cond(near, met, lambda: jnp.asarray(False))

@@ -37,6 +37,7 @@ def by_argmin(objective, data, diff):
     return jax.grad(loss)(moving)
 
 
+certified_sum = compiled(functools.partial(bl.hypergradient, lambda o, p, d: jnp.sum(p), on_failure="ignore"))
 certified = compiled(functools.partial(bl.hypergradient, outer, on_failure="ignore"))
 
 
@@ -287,6 +288,49 @@ FAILURES = {
 failures = pytest.mark.parametrize(("objective", "data", "solver", "message"), FAILURES.values(), ids=FAILURES)
 
 
+WAVES = O.FunctionObjective(lambda h, p, d: jnp.sum(jnp.cos(p - h)), 0.0, start=jnp.zeros(2))
+SADDLE = O.FunctionObjective(lambda h, p, d: 0.5 * p[0] ** 2 - 0.5 * p[1] ** 2 + h * p[0], 1.0, start=jnp.zeros(2))
+
+
+@pytest.mark.parametrize("objective", [WAVES, SADDLE], ids=["maximum", "saddle"])
+def test_what_is_stationary_but_no_minimum_is_named(objective):
+    done = certified_sum(objective, solver=S.GradientDescent(stepsize=0.5))
+    assert done.certificate.result == bl.RESULTS.not_a_minimum
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    problem = RIDGES[0]
+    for loss in (
+        lambda o, p, d: jnp.sum(p.weight) * jnp.nan,
+        lambda o, p, d: jnp.sum(p.weight) + jnp.sqrt(0 * o.alpha),
+    ):
+        with pytest.raises(bl.HypergradientError, match="outer loss, or its derivative"):
+            bl.hypergradient(loss, problem.objective, problem.data)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_a_loss_of_any_size_in_32_bits(scale: float):
+    centers = jnp.arange(3, dtype=jnp.float32)
+    objective = O.FunctionObjective(lambda h, p, d: 0.5 * jnp.sum((p - h) ** 2), centers, start=0 * centers)
+    done = bl.hypergradient(lambda o, p, d: jnp.float32(scale) * jnp.sum(p), objective)
+    np.testing.assert_allclose(np.asarray(done.gradient.hyperparams, np.float64) / scale, 1, rtol=1e-5)
+
+
+def test_an_objective_without_a_start():
+    objective = O.FunctionObjective(lambda h, p, d: 0.5 * jnp.sum((p - h) ** 2), jnp.ones(3))
+    done = bl.hypergradient(lambda o, p, d: jnp.sum(p**2), objective, init=jnp.zeros(3))
+    np.testing.assert_allclose(done.gradient.hyperparams, 2, rtol=1e-6)
+    check = bl.check_hypergradient(lambda o, p, d: jnp.sum(p**2), objective, init=jnp.zeros(3))
+    assert check.agrees_with_solution
+
+
+def test_a_linear_solver_that_runs_away_is_no_success():
+    runs_on = bl.Implicit(lx.CG(0.0, 0.0, max_steps=200))
+    found = by_argmin(CODES.objective, CODES.data, runs_on)
+    expected = raveled(by_argmin(CODES.objective, CODES.data, bl.Implicit()))
+    assert np.any(np.isnan(raveled(found))) or error(raveled(found), expected) <= 1e-6
+
+
 @failures
 def test_on_failure(objective, data, solver, message):
     run = lambda on_failure: bl.hypergradient(outer, objective, data, solver=solver, on_failure=on_failure)
@@ -315,7 +359,16 @@ def test_on_failure_within_jit(objective, data, solver, message):
     ("call", "message"),
     [
         (lambda: bl.hypergradient("loss", *SINGULAR), "`outer_loss` must be a function"),
-        (lambda: bl.hypergradient(lambda o, p, d: p, *SINGULAR), "`outer_loss` must return a number"),
+        (lambda: bl.hypergradient(lambda o, p, d: p, *SINGULAR), "`outer_loss` must return a floating number"),
+        (lambda: bl.hypergradient(lambda o, p, d: jnp.sum(p) + 0j, *SINGULAR), "a floating number.* got complex"),
+        (lambda: bl.hypergradient(lambda o, p, d: None, *SINGULAR), "a floating number.* got NoneType"),
+        (lambda: bl.hypergradient(lambda o, p, d: jnp.sum(p).astype(int), *SINGULAR, diff=bl.OneStep()), "got int"),
+        (lambda: bl.hypergradient(outer, *SINGULAR, adjoint_init=jnp.zeros(3)), "`adjoint_init` must be like"),
+        (lambda: bl.hypergradient(outer, *SINGULAR, adjoint_init=jnp.full((1, 2), jnp.nan)), "`adjoint_init` has 2"),
+        (lambda: bl.hypergradient(outer, *SINGULAR, rtol=0.0), "`rtol` must be finite and positive"),
+        (lambda: bl.check_hypergradient("loss", *SINGULAR), "`outer_loss` must be a function"),
+        (lambda: bl.compare_modes(outer, *SINGULAR, modes=[bl.Implicit()]), "`modes` must map names"),
+        (lambda: bl.compare_modes(outer, *SINGULAR, repeats=0), "`repeats` must be at least 1"),
         (lambda: bl.hypergradient(outer, *SINGULAR, on_failure="hope"), "`on_failure` must be one of .* got 'hope'"),
         (lambda: bl.Implicit(ridge=-1.0), "`ridge` must be finite and not negative"),
         (lambda: bl.Implicit(linear_solver="cg"), "`linear_solver` must be a Lineax solver"),
