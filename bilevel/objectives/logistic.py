@@ -72,7 +72,8 @@ class LogisticRegression(AbstractObjective):
         count = self.n_classes
         if count is None:
             message = f"`y` must hold the labels −1.0 and +1.0, got {{}}. {OF_SIGNS}"
-            return [_labels(y, lambda y: jnp.abs(y) != 1, message)]
+            # Under tracing a label may be perturbed, for a derivative in it; but it is not 0.
+            return [_labels(y, lambda y: (y == 0) if is_traced(y) else (jnp.abs(y) != 1), message)]
         message = f"`y` must be below `n_classes`={count} and not negative, got {{}}. Labels count from 0."
         return [_labels(y, lambda y: (y < 0) | (y >= count), message)]
 

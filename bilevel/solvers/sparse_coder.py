@@ -69,6 +69,9 @@ class SparseCoder(AbstractSolver):
         # Within the tolerance a support may still be wrong by a coordinate that is about to enter, which a derivative
         # does not forgive. So the tolerance is what must be met, and exactness what is tried for.
         exact = jnp.asarray(4 * jnp.finfo(init.dtype).eps, init.dtype)
+        if unroll is None:
+            # A warm start may have the right support already.
+            start = _finish(problem, start, tol)
         # What is unrolled stops at the very step that meets the tolerance.
         length = STEPS_PER_ROUND if unroll is None else 1
 

@@ -26,7 +26,6 @@ CASES = {
     "implicit, converged": (RIDGES[1], None, bl.Implicit(), (True, True)),
     "implicit, stopped early": (RIDGES[1], FEW, bl.Implicit(), (False, False)),
     "unrolled, stopped early": (RIDGES[1], FEW, bl.Unrolled(), (True, False)),
-    "unrolled, converged": (RIDGES[1], S.GradientDescent(max_steps=500, tol=1e-12), bl.Unrolled(), (True, True)),
     "one step": (RIDGES[1], S.GradientDescent(acceleration=False), bl.OneStep(), (False, False)),
     "implicit, codes": (CODES, None, bl.Implicit(), (True, True)),
     "implicit, curved penalty": (PENALIZED[2], S.ProximalGradient(tol=1e-12), bl.Implicit(), (True, True)),

@@ -10,7 +10,7 @@ import pytest
 import bilevel as bl
 from tests.compiling import compiled
 from tests.laws import error, outcome
-from tests.problems import CODES, LOGISTIC, PENALIZED, RIDGES, Problem, by_name, raveled
+from tests.problems import CODES, PENALIZED, RIDGES, Problem, by_name, raveled
 from tests.solvers.members import TOL
 
 S = bl.solvers
@@ -26,7 +26,7 @@ linear_solvers = pytest.mark.parametrize("name", SOLVERS)
 
 
 @linear_solvers
-@pytest.mark.parametrize("problem", [CODES, PENALIZED[0], LOGISTIC], ids=by_name)
+@pytest.mark.parametrize("problem", [CODES, PENALIZED[0]], ids=by_name)
 def test_every_solver_is_right_whatever_the_scale_of_the_objective(problem: Problem, name: str):
     assert problem.powers is not None
     solver, diff = S.ProximalGradient(tol=TOL), bl.Implicit(linear_solver=SOLVERS[name])

@@ -10,14 +10,14 @@ import bilevel as bl
 from bilevel.solvers.loop import default_tol
 from tests.laws import error, outcome
 from tests.problems import CLAMP, CODES, DESIGN, RESPONSE, RIDGES, ROBUST_CODES, Problem, least_squares_loss, raveled
-from tests.solvers.members import PAIRS, Member, pair_name
+from tests.solvers.members import COVER, Member, pair_name
 
 single = jnp.float32
 # Above the floor that 32 bits set, of about 1e-7 times the root of the number of unknowns.
 TOL = jnp.asarray(2e-6, single)
 
 
-@pytest.mark.parametrize(("member", "problem"), PAIRS, ids=pair_name)
+@pytest.mark.parametrize(("member", "problem"), COVER, ids=pair_name)
 def test_keeps_32_bits_and_is_right_to_them(member: Member, problem: Problem):
     solved = outcome(problem, member.solver(tol=TOL), dtype=single)
     assert solved.solution.result == bl.RESULTS.successful, bl.RESULTS[solved.solution.result]

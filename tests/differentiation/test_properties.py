@@ -18,8 +18,6 @@ SHAPES = [(1, 3, 1), (4, 5, 3), (3, 4, 40)]
 WAYS = {
     "direct": bl.Implicit(),
     "CG": bl.Implicit(lx.CG(rtol=1e-12, atol=1e-12)),
-    "damped": bl.Implicit(ridge=1e-13),
-    "GMRES": bl.Implicit(lx.GMRES(rtol=1e-12, atol=1e-12)),
 }
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

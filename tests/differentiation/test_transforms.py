@@ -10,12 +10,12 @@ import bilevel as bl
 from tests.compiling import compiled
 from tests.laws import along_all, arguments_of, batched, error, outcome
 from tests.problems import RIDGES, Problem, raveled
-from tests.solvers.members import PAIRS, Member, pair_name
+from tests.solvers.members import COVER, Member, pair_name
 
 BATCH = 3
 
 
-@pytest.mark.parametrize(("member", "problem"), PAIRS, ids=pair_name)
+@pytest.mark.parametrize(("member", "problem"), COVER, ids=pair_name)
 def test_vmap_over_hyperparameters_and_data_is_a_loop(member: Member, problem: Problem):
     stacked = [np.stack([(1 + 0.05 * k) * np.asarray(leaf) for k in range(BATCH)]) for leaf in problem.leaves]
     arguments = [arguments_of(problem, [leaf[k] for leaf in stacked]) for k in range(BATCH)]

@@ -12,10 +12,10 @@ import pytest
 import bilevel as bl
 from tests.compiling import compilations, compiled
 from tests.laws import error
-from tests.problems import CODES, LOGISTIC, MODULES, PENALIZED, RIDGES, ROBUST_CODES, Problem, by_name, raveled
+from tests.problems import CODES, LOGISTIC, MODULES, PENALIZED, RIDGES, Problem, by_name, raveled
 
 O, S = bl.objectives, bl.solvers
-EXAMPLES = [RIDGES[1], CODES, ROBUST_CODES, LOGISTIC, MODULES, PENALIZED[0], PENALIZED[2], PENALIZED[5]]
+EXAMPLES = [RIDGES[1], CODES, MODULES, PENALIZED[0], PENALIZED[2], PENALIZED[5]]
 
 
 def outer(objective, params, data):
@@ -233,7 +233,7 @@ def test_new_numbers_do_not_recompile():
 
 @pytest.mark.parametrize("problem", [PENALIZED[0], CODES], ids=by_name)
 def test_an_adjoint_may_be_given_to_start_from(problem: Problem):
-    cg = lx.CG(rtol=0.3, atol=0.3)
+    cg = lx.CG(rtol=0.03, atol=0.03)
     solve = lambda start: certified(
         problem.objective, problem.data, diff=bl.Implicit(linear_solver=cg), adjoint_init=start
     )

@@ -70,6 +70,20 @@ PAIRS = [
 ]
 
 
+def _cover() -> list[tuple[Member, Problem]]:
+    """Every solver with every class of objective that it serves, and every problem, with as few pairs as may be."""
+    cover: list[tuple[Member, Problem]] = []
+    seen: set = set()
+    for member, problem in PAIRS:
+        keys = {(member.name, type(problem.objective)), problem.name}
+        if not keys <= seen:
+            cover.append((member, problem))
+            seen |= keys
+    return cover
+
+
+#: For laws of JAX's transformations, which see a solver by its loop and a problem by its functions.
+COVER = _cover()
 #: Each solver once.
 EACH = [next(pair for pair in PAIRS if pair[0] is member) for member in MEMBERS]
 
