@@ -27,6 +27,9 @@ def argmin(
 ) -> Solution:
     """argmin over params of  objective(params, data),  as a function that can be differentiated.
 
+    For objectives that are not convex it is a stationary point, which depends on `init`; `bilevel.hypergradient` says
+    where that is no minimum.
+
     Works under `jit`, `vmap`, `grad`, `jvp`, nested in any order. Derivatives flow with respect to every inexact leaf
     of `objective` and of `data`; to `init` and to the solver's own leaves only where `diff` says so.
 

@@ -71,14 +71,14 @@ PAIRS = [
 
 
 def _cover() -> list[tuple[Member, Problem]]:
-    """Every solver with every class of objective that it serves, and every problem, with as few pairs as may be."""
+    """Every solver with every class of objective that it serves, once."""
     cover: list[tuple[Member, Problem]] = []
     seen: set = set()
     for member, problem in PAIRS:
-        keys = {(member.name, type(problem.objective)), problem.name}
-        if not keys <= seen:
+        key = (member.name, type(problem.objective))
+        if key not in seen:
             cover.append((member, problem))
-            seen |= keys
+            seen.add(key)
     return cover
 
 
