@@ -12,6 +12,7 @@ from jaxtyping import PyTree, Scalar
 from bilevel.core import tree
 from bilevel.core.operators import AbstractSymmetricOperator, power_iteration
 from bilevel.core.policy import Policy, enforce
+from bilevel.core.requirements import check_whole
 
 UNSOLVED = (
     "The linear system of a derivative was not solved. Likely causes: a Hessian that is singular on the support "
@@ -33,8 +34,7 @@ class Neumann(lx.AbstractLinearSolver):
     num_terms: int = 10
 
     def __check_init__(self):
-        if not isinstance(self.num_terms, int) or isinstance(self.num_terms, bool) or self.num_terms < 1:
-            raise ValueError(f"`num_terms` must be a whole number of at least 1, got {self.num_terms!r}.")
+        check_whole("num_terms", self.num_terms)
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> lx.AbstractLinearOperator:
         del options

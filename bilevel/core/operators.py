@@ -50,6 +50,14 @@ class AbstractSymmetricOperator(lx.AbstractLinearOperator):
         return lx.FunctionLinearOperator(self.mv, self.in_structure()).as_matrix()
 
 
+def block_widths(largest: int) -> list[int]:
+    """32, 64, … up to `largest`: the sizes of blocks to which supports are gathered."""
+    widths = [32]
+    while widths[-1] < largest:
+        widths.append(2 * widths[-1])
+    return [*(w for w in widths if w < largest), largest]
+
+
 def cholesky_solve(matrix: Float[Array, "n n"], right: Float[Array, "n *columns"]) -> Float[Array, "n *columns"]:
     """A⁻¹ right for a symmetric positive definite A; NaN where A is singular to rounding.
 

@@ -52,6 +52,12 @@ def ordered(low_name: str, low: Any, high_name: str, high: Any) -> Requirement:
     return Requirement(holds, message)
 
 
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise `ValueError` unless `value` is a Python int of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+
+
 def raise_where_violated(requirements: Iterable[Requirement]) -> None:
     """Raise `ValueError` for the first requirement that is known not to hold; traced ones are passed over."""
     for requirement in requirements:

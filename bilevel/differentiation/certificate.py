@@ -91,6 +91,12 @@ class Evaluation(NamedTuple):
     finite: Array
 
 
+def check_outer_loss(outer_loss: Any) -> None:
+    """Raise `ValueError` unless it is a function."""
+    if not callable(outer_loss):
+        raise ValueError(f"`outer_loss` must be a function of (objective, params, data), got {outer_loss!r}.")
+
+
 def value_and_aux(out: Any) -> tuple[Scalar, Any]:
     """What an outer loss returned, as a pair; `ValueError` where it is neither a number nor a pair of one and more."""
     value: Any

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from bilevel.core import tree
 from bilevel.differentiation.argmin import argmin
 from bilevel.differentiation.base import AbstractDifferentiation
-from bilevel.differentiation.certificate import OuterLoss, newton_step, value_and_aux
+from bilevel.differentiation.certificate import OuterLoss, check_outer_loss, newton_step, value_and_aux
 from bilevel.differentiation.implicit import Implicit
 from bilevel.objectives import AbstractObjective
 from bilevel.objectives.partitioned import partition
@@ -124,8 +124,7 @@ def check_hypergradient(
 
     **Returns:** a `HypergradientCheck`; print it.
     """
-    if not callable(outer_loss):
-        raise ValueError(f"`outer_loss` must be a function of (objective, params, data), got {outer_loss!r}.")
+    check_outer_loss(outer_loss)
     objective, data = tree.to_arrays((objective, data))
     moving, still = eqx.partition((objective, data), eqx.is_inexact_array)
     value_and_derivative, by_algorithm, by_solution = _functions(outer_loss, still, solver, init, diff)

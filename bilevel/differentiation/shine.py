@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from bilevel.core import Solution, tree
 from bilevel.core.policy import Policy, check_policy
+from bilevel.core.requirements import check_whole
 from bilevel.differentiation.base import AbstractDifferentiation, judge
 from bilevel.differentiation.once import once, with_derivative_of
 from bilevel.objectives import AbstractObjective
@@ -45,12 +46,7 @@ class Shine(AbstractDifferentiation):
     on_failure: Policy | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        if (
-            not isinstance(self.num_refinements, int)
-            or isinstance(self.num_refinements, bool)
-            or (self.num_refinements < 0)
-        ):
-            raise ValueError(f"`num_refinements` must be a whole number, at least 0, got {self.num_refinements!r}.")
+        check_whole("num_refinements", self.num_refinements, least=0)
         check_policy("on_failure", self.on_failure, optional=True)
 
     def apply(self, solver: AbstractSolver, objective: AbstractObjective, data: PyTree, init: PyTree) -> Solution:

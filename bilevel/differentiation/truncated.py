@@ -5,6 +5,7 @@ from jaxtyping import PyTree
 
 from bilevel.core import Solution, tree
 from bilevel.core.policy import Policy, check_policy
+from bilevel.core.requirements import check_whole
 from bilevel.differentiation.base import AbstractDifferentiation, judge
 from bilevel.differentiation.once import once, with_derivative_of
 from bilevel.objectives import AbstractObjective
@@ -43,8 +44,7 @@ class Truncated(AbstractDifferentiation):
     on_failure: Policy | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        if not isinstance(self.num_steps, int) or isinstance(self.num_steps, bool) or self.num_steps < 1:
-            raise ValueError(f"`num_steps` must be a whole number of at least 1, got {self.num_steps!r}.")
+        check_whole("num_steps", self.num_steps)
         check_policy("on_failure", self.on_failure, optional=True)
 
     def apply(self, solver: AbstractSolver, objective: AbstractObjective, data: PyTree, init: PyTree) -> Solution:

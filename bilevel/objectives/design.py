@@ -5,11 +5,19 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, Scalar
 
+from bilevel.core.requirements import as_float_array
 from bilevel.objectives.base import check_float, check_precision
 
 Design = Float[Array, "samples features"] | BCOO
+
+
+def check_pair(data: Any) -> tuple[Any, Any]:
+    """`data` as a pair, or `ValueError`."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"`data` must be a pair (X, y), got {type(data).__name__}.")
+    return data[0], data[1]
 
 
 def check_design(name: str, value: Any) -> Design:
@@ -34,6 +42,14 @@ def check_design(name: str, value: Any) -> Design:
     return value
 
 
+def as_strength(name: str, value: ArrayLike) -> Float[Array, "*features"]:
+    """`value` as a number or one for each feature, or `ValueError`."""
+    strength = as_float_array(name, value)
+    if strength.ndim > 1:
+        raise ValueError(f"`{name}` must be a number or one for each feature, got shape {strength.shape}.")
+    return strength
+
+
 def check_strength(name: str, strength: Array, X: Design) -> None:
     """Raise `ValueError` where `strength` is neither a number nor one for each feature of X."""
     if strength.ndim == 1 and len(strength) != X.shape[1]:
@@ -53,8 +69,13 @@ def largest_curvature(X: Design) -> Scalar | None:
     large and dense, and of which power iteration would give no bound."""
     if isinstance(X, BCOO):
         return None
-    gram = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
-    return jnp.linalg.eigvalsh(gram)[-1] / len(X)
+    return largest_of_gram(X) / len(X)
+
+
+def largest_of_gram(rows: Float[Array, "rows columns"]) -> Scalar:
+    """The largest eigenvalue of XᵀX, which is that of X Xᵀ: from the smaller of the two."""
+    gram = rows.T @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.T
+    return jnp.linalg.eigvalsh(gram)[-1]
 
 
 def correlate(X: Design, values: Float[Array, "samples *targets"]) -> Float[Array, "features *targets"]:

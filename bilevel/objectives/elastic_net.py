@@ -4,10 +4,19 @@ import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
-from bilevel.core.requirements import Requirement, as_float_array, nonnegative
+from bilevel.core.requirements import Requirement, nonnegative
 from bilevel.core.tree import max_abs
 from bilevel.objectives.base import check_float
-from bilevel.objectives.design import Design, check_design, check_rows, check_strength, correlate, largest_curvature
+from bilevel.objectives.design import (
+    Design,
+    as_strength,
+    check_design,
+    check_pair,
+    check_rows,
+    check_strength,
+    correlate,
+    largest_curvature,
+)
 from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
 from bilevel.objectives.ridge import LinearModel
 from bilevel.objectives.support_hessian import SupportHessian
@@ -47,6 +56,7 @@ class ElasticNet(AbstractLeastSquares):
 
     def check_data(self, data: Data) -> None:
         X, y = check_pair(data)
+        check_design("X", X)
         check_float("y", y, ("samples", "targets")[: max(jnp.ndim(y), 1)], X.dtype)
         check_rows("y", y, X)
         check_strength("l1", self.l1, X)
@@ -86,18 +96,3 @@ class ElasticNet(AbstractLeastSquares):
         """‖Xᵀ y‖_∞ / n, the smallest number `l1` for which 0 is a solution."""
         X, y = data
         return max_abs(correlate(X, y)) / X.shape[0]
-
-
-def as_strength(name: str, value: ArrayLike) -> Float[Array, "*features"]:
-    """`value` as a number or one for each feature, or `ValueError`."""
-    strength = as_float_array(name, value)
-    if strength.ndim > 1:
-        raise ValueError(f"`{name}` must be a number or one for each feature, got shape {strength.shape}.")
-    return strength
-
-
-def check_pair(data: Data) -> Data:
-    """`data` as a pair of a design and something else, or `ValueError`."""
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise ValueError(f"`data` must be a pair (X, y), got {type(data).__name__}.")
-    return check_design("X", data[0]), data[1]

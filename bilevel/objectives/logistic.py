@@ -10,8 +10,15 @@ from jaxtyping import Array, ArrayLike, Float, Int, Scalar
 
 from bilevel.core.requirements import Requirement, eagerly, is_traced, nonnegative, positive
 from bilevel.objectives.base import AbstractObjective, check_float
-from bilevel.objectives.design import Design, check_rows, check_strength, largest_curvature
-from bilevel.objectives.elastic_net import as_strength, check_pair
+from bilevel.objectives.design import (
+    Design,
+    as_strength,
+    check_design,
+    check_pair,
+    check_rows,
+    check_strength,
+    largest_curvature,
+)
 from bilevel.objectives.ridge import LinearModel
 from bilevel.objectives.support_hessian import SupportHessian
 from bilevel.prox import L1
@@ -58,6 +65,7 @@ class LogisticRegression(AbstractObjective):
 
     def check_data(self, data: Data) -> None:
         X, y = check_pair(data)
+        check_design("X", X)
         if self.n_classes is None:
             _check_signs(y, X)
         else:

@@ -5,7 +5,7 @@ from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, positive
 from bilevel.objectives.base import AbstractObjective, check_float
-from bilevel.objectives.design import check_rows
+from bilevel.objectives.design import check_rows, largest_of_gram
 from bilevel.prox import Simplex
 
 Data = tuple[Float[Array, "samples features"], Float[Array, "samples classes"]]
@@ -76,5 +76,4 @@ class MulticlassSVM(AbstractObjective):
 
     def lipschitz(self, data: Data) -> Scalar:
         X, _ = data
-        gram = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
-        return jnp.linalg.eigvalsh(gram)[-1] / self.theta.astype(X.dtype)
+        return largest_of_gram(X) / self.theta.astype(X.dtype)

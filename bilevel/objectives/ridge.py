@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from bilevel.core.operators import AbstractSymmetricOperator, cholesky_solve
-from bilevel.core.requirements import Requirement, as_float_array, nonnegative, positive, raise_where_violated
+from bilevel.core.requirements import Requirement, nonnegative, positive, raise_where_violated
 from bilevel.objectives.base import AbstractExactObjective, check_float
-from bilevel.objectives.design import Design
+from bilevel.objectives.design import Design, as_strength, check_pair, check_rows, check_strength, largest_of_gram
 from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
 
 Data = tuple[Float[Array, "samples features"], Float[Array, "samples *targets"]]
@@ -41,22 +41,16 @@ class Ridge(AbstractExactObjective, AbstractLeastSquares):
     alpha: Float[Array, "*features"]
 
     def __init__(self, alpha: ArrayLike):
-        self.alpha = as_float_array("alpha", alpha)
-        if self.alpha.ndim > 1:
-            raise ValueError(f"`alpha` must be a number or one for each feature, got shape {self.alpha.shape}.")
+        self.alpha = as_strength("alpha", alpha)
 
     def requirements(self) -> list[Requirement]:
         return [nonnegative("alpha", self.alpha)]
 
     def check_data(self, data: Data) -> None:
-        if not isinstance(data, tuple | list) or len(data) != 2:
-            raise ValueError(f"`data` must be a pair (X, y), got {type(data).__name__}.")
-        X = check_float("X", data[0], ("samples", "features"))
-        y = check_float("y", data[1], ("samples", "targets")[: max(jnp.ndim(data[1]), 1)], X.dtype)
-        if len(y) != len(X):
-            raise ValueError(f"`y` has {len(y)} samples, but `X` has {len(X)}. Pass one row of `y` for each of `X`.")
-        if self.alpha.ndim == 1 and len(self.alpha) != X.shape[1]:
-            raise ValueError(f"`alpha` has {len(self.alpha)} entries, but `X` has {X.shape[1]} features.")
+        X, y = check_pair(data)
+        check_float("X", X, ("samples", "features"))
+        check_rows("y", check_float("y", y, ("samples", "targets")[: max(jnp.ndim(y), 1)], X.dtype), X)
+        check_strength("alpha", self.alpha, X)
         if X.shape[0] < X.shape[1]:
             # Else the solution is not unique, or only the larger of the two systems has it.
             raise_where_violated([positive("alpha", self.alpha)])
@@ -79,8 +73,7 @@ class Ridge(AbstractExactObjective, AbstractLeastSquares):
 
     def lipschitz(self, data: Data) -> Scalar:
         X, _ = data
-        gram = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
-        return jnp.linalg.eigvalsh(gram)[-1] / len(X) + jnp.max(self.alpha.astype(X.dtype))
+        return largest_of_gram(X) / len(X) + jnp.max(self.alpha.astype(X.dtype))
 
     def least_squares(self, data: Data) -> LeastSquares:
         X, y = data

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Scalar
 
-from bilevel.core.operators import AbstractSymmetricOperator, cholesky_solve
+from bilevel.core.operators import AbstractSymmetricOperator, block_widths, cholesky_solve
 
 #: The most numbers that the blocks of one chunk of samples may take: 2²³ of them are 64 MiB in 64 bits.
 CHUNK_SIZE = 2**23
@@ -73,7 +73,7 @@ class SampleHessian(AbstractSymmetricOperator):
 
     def solve(self, vector: Float[Array, "samples atoms"]) -> Float[Array, "samples atoms"]:
         atoms = self.support.shape[1]
-        widths = _widths(atoms)
+        widths = block_widths(atoms)
         largest = jnp.max(jnp.sum(self.support, axis=1))
         branch = jnp.searchsorted(jnp.asarray(widths), largest.astype(jnp.asarray(widths).dtype))
         solvers = [lambda v, w=width: self._solve_in_chunks(v, w) for width in widths]
@@ -124,11 +124,3 @@ class SampleHessian(AbstractSymmetricOperator):
     ) -> Float[Array, "width width"]:
         """D M Dᵀ for these atoms."""
         return jax.vmap(lambda d: self._bend_one(x, reconstruction, d))(atoms) @ atoms.T
-
-
-def _widths(atoms: int) -> list[int]:
-    """32, 64, … up to the number of atoms."""
-    widths = [32]
-    while widths[-1] < atoms:
-        widths.append(2 * widths[-1])
-    return [*(w for w in widths if w < atoms), atoms]

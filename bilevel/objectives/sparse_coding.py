@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, finite, nonnegative
 from bilevel.objectives.base import check_float, hoisted
+from bilevel.objectives.design import largest_of_gram
 from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
 from bilevel.objectives.sample_hessian import SampleHessian
 from bilevel.prox import L1
@@ -88,9 +89,7 @@ class SparseCoding(AbstractLeastSquares):
     def lipschitz(self, data: Data) -> Scalar | None:
         if self.loss is not None:
             return None
-        D = self.dictionary
-        gram = D @ D.T if D.shape[0] <= D.shape[1] else D.T @ D
-        return jnp.linalg.eigvalsh(gram)[-1] + self.l2
+        return largest_of_gram(self.dictionary) + self.l2
 
     def least_squares(self, data: Data) -> LeastSquares | None:
         ridge = jnp.broadcast_to(self.l2, self.dictionary.shape[:1])

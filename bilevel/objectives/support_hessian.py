@@ -10,7 +10,7 @@ from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from bilevel.core.linear_solve import solve as solve_linear
-from bilevel.core.operators import AbstractSymmetricOperator, cholesky_solve
+from bilevel.core.operators import AbstractSymmetricOperator, block_widths, cholesky_solve
 from bilevel.core.tree import pseudorandom_like
 from bilevel.objectives.design import Design, columns, correlate
 from bilevel.objectives.ridge import LinearModel
@@ -67,7 +67,7 @@ class SupportHessian(AbstractSymmetricOperator):
         rows = vector.weight.reshape(-1, self.X.shape[1])
         support = self.support.reshape(rows.shape)
         n, features = self.X.shape
-        widths = [w for w in _widths(min(n, features)) if self._numbers(w) <= BLOCK_SIZE or w <= 32]
+        widths = [w for w in block_widths(min(n, features)) if self._numbers(w) <= BLOCK_SIZE or w <= 32]
         branches: list[Callable[[Array], Array]]
         branches = [lambda rows, w=width: self._primal(rows, support, w) for width in widths]
         if widths[-1] < features:
@@ -190,11 +190,3 @@ class SupportHessian(AbstractSymmetricOperator):
             return jnp.where(support, jnp.where(regular, answer, jnp.nan), row)
 
         return jax.lax.map(lambda pair: one(*pair), (rows, support))
-
-
-def _widths(largest: int) -> list[int]:
-    """32, 64, … up to `largest`."""
-    widths = [32]
-    while widths[-1] < largest:
-        widths.append(2 * widths[-1])
-    return [*(w for w in widths if w < largest), largest]

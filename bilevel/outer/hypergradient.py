@@ -19,6 +19,7 @@ from bilevel.differentiation.certificate import (
     Evaluation,
     OuterLoss,
     certify,
+    check_outer_loss,
     evaluate,
     newton_step,
     value_and_aux,
@@ -87,8 +88,7 @@ def hypergradient(
         equations. 2002.
     """
     check_policy("on_failure", on_failure)
-    if not callable(outer_loss):
-        raise ValueError(f"`outer_loss` must be a function of (objective, params, data), got {outer_loss!r}.")
+    check_outer_loss(outer_loss)
     raise_where_violated([positive("rtol", rtol)])
     # A failed solution keeps its gradient: it is judged here.
     objective, data, diff, solver = tree.to_arrays((objective, data, diff.with_policy("ignore"), solver))

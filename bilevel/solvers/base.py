@@ -7,7 +7,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from bilevel.core import Solution
-from bilevel.core.requirements import positive, raise_where_violated
+from bilevel.core.requirements import check_whole, positive, raise_where_violated
 from bilevel.objectives import AbstractObjective
 from bilevel.solvers.loop import Unroll
 
@@ -54,9 +54,7 @@ def check_options(solver: AbstractSolver) -> None:
     """Raise `ValueError` where one of the solver's options is out of its range."""
     options = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
     for name in COUNTS:
-        value = options.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+        check_whole(name, options.get(name, 1))
     for name in POSITIVE:
         value = options.get(name)
         if value is not None:
