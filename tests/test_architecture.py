@@ -9,7 +9,16 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bilevel"
-FLOORS = {"core": 0, "prox": 1, "objectives": 2, "solvers": 3, "differentiation": 4, "outer": 5, "estimators": 6}
+FLOORS = {
+    "core": 0,
+    "kernels": 1,
+    "prox": 1,
+    "objectives": 2,
+    "solvers": 3,
+    "differentiation": 4,
+    "outer": 5,
+    "estimators": 6,
+}
 # Side rooms, for demos and notebooks: they may look at every floor below, and none imports them.
 FLOORS |= {"datasets": 6, "plots": 6}
 ABOVE_ALL = 7

@@ -51,7 +51,9 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
-    source = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    source = {
+        p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
     assert "bilevel/py.typed" in source
     assert {name for name in names if not re.match(r"bilevel-[\w.]+\.dist-info/", name)} == source
 

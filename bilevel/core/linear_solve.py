@@ -108,14 +108,21 @@ def solve(
         else:
             function = lx.FunctionLinearOperator(apply, operator.in_structure(), tags=tags)
             answer = _by_lineax(function, vector, options.solver, init)
-        # What was no number before is not the system's fault.
-        failed = ~tree.all_finite(answer) & tree.all_finite(vector)
-        # In structured solves NaN marks the very block that failed, and spares the others.
-        return answer if options.on_failure == "nan" else enforce(options.on_failure, failed, answer, UNSOLVED)
+        return checked(answer, vector, options.on_failure)
 
     # Not `lineax.linear_solve`: in reverse mode it raises where the answer is not finite, even with `throw=False`, so
     # that one sample without a derivative would take all others with it.
     return jax.lax.custom_linear_solve(operator.mv, vector, by, by, symmetric=symmetric)
+
+
+def checked(answer: PyTree, vector: PyTree, on_failure: Policy) -> PyTree:
+    """A⁻¹ vector, with what `on_failure` says done where that is NaN, which marks a system that was not solved."""
+    # In structured solves NaN marks the very block that failed, and spares the others.
+    if on_failure == "nan":
+        return answer
+    # What was no number before is not the system's fault.
+    failed = ~tree.all_finite(answer) & tree.all_finite(vector)
+    return enforce(on_failure, failed, answer, UNSOLVED)
 
 
 def damped(operator: lx.AbstractLinearOperator, ridge: Scalar) -> lx.AbstractLinearOperator:

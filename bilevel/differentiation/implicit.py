@@ -76,17 +76,25 @@ def _implicit_argmin_jvp(primals: tuple, tangents: tuple) -> tuple[Solution, Sol
     inputs, solver, init, diff = primals
     solution = _implicit_argmin(inputs, solver, init, diff)
     objective, data = inputs
-    linearized = Linearized.at(objective, solution.params, data)
-    moving = jax.tree.map(lambda t: t is not None, tangents[0], is_leaf=lambda t: t is None)
-    moving, still = eqx.partition(inputs, moving)
+    # At both ends of the rule, as in between the projection on the support would hide it from some entries.
+    judged = lambda tangent: judge(diff.on_failure, solution, tangent)
+    tangent, options, motion = judged(tangents[0]), diff.linear_options, None
+    if options.solver is None and options.ridge is None:
+        motion = objective.respond(solution.params, data, tangent, options.on_failure)
+    if motion is None:
+        motion = _along(Linearized.at(objective, solution.params, data), tangent, options)
+    still = jax.tree.map(lambda _: None, solution)
+    return solution, eqx.tree_at(lambda s: s.params, still, judged(motion), is_leaf=lambda x: x is None)
+
+
+def _along(linearized: Linearized, tangent: PyTree, options: LinearOptions) -> PyTree:
+    """How the solution moves along a tangent of (objective, data), None for what does not move."""
+    inputs = (linearized.objective, linearized.data)
+    moves = jax.tree.map(lambda t: t is not None, tangent, is_leaf=lambda t: t is None)
+    moving, still = eqx.partition(inputs, moves)
 
     def optimality(moving: PyTree) -> PyTree:
         objective, data = eqx.combine(moving, still)
         return linearized._replace(objective=objective, data=data).optimality()
 
-    # At both ends of the rule, as in between the projection on the support would hide it from some entries.
-    judged = lambda tangent: judge(diff.on_failure, solution, tangent)
-    _, pushed = jax.jvp(optimality, (moving,), (judged(tangents[0]),))
-    motion = judged(linearized.push(pushed, diff.linear_options))
-    still = jax.tree.map(lambda _: None, solution)
-    return solution, eqx.tree_at(lambda s: s.params, still, motion, is_leaf=lambda x: x is None)
+    return linearized.push(jax.jvp(optimality, (moving,), (tangent,))[1], options)

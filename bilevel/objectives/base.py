@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from bilevel.core import tree
 from bilevel.core.operators import hessian_vector_product, power_iteration
+from bilevel.core.policy import Policy
 from bilevel.core.requirements import Requirement, is_traced, raise_where_violated
 from bilevel.prox import AbstractPenalty, AbstractPolyhedralPenalty
 
@@ -167,6 +168,15 @@ class AbstractObjective(eqx.Module):
             raise ValueError(f"{type(penalty).__name__} is curved: it has no faces, so there is no Hessian on one.")
         at = self.prox_gradient(params, data, self.local_lipschitz(params, data))
         return (lambda vector: penalty.restrict(at, vector)), penalty.curvature(params)
+
+    def respond(self, params: PyTree, data: PyTree, tangent: tuple[Any, Any], on_failure: Policy) -> PyTree | None:
+        """How a solution moves along a tangent of (objective, data), None for what does not move, by a formula.
+
+        None: by the linearized optimality, as always where there is no better way. `on_failure`: what is to happen
+        where a system has no solution.
+        """
+        del params, data, tangent, on_failure
+        return None
 
     def relative(self, difference: PyTree, whole: PyTree) -> Array:
         """‖difference‖ / ‖whole‖, 0 for 0 / 0; one for each sample where samples are independent."""

@@ -9,6 +9,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Scalar
 
 from bilevel.core.operators import AbstractSymmetricOperator, block_widths, cholesky_solve
+from bilevel.kernels import on_cpu, solve_samples
 
 #: The most numbers that the blocks of one chunk of samples may take: 2²³ of them are 64 MiB in 64 bits.
 CHUNK_SIZE = 2**23
@@ -19,10 +20,10 @@ class SampleHessian(AbstractSymmetricOperator):
 
         A_i = S (D M_i Dᵀ + l2 I) S + (I − S).
 
-    The solve gathers each support into a block of the smallest of a few widths that holds the largest support, and
-    factors the blocks by Cholesky. So a sample's accuracy depends on no other sample, and one whose block is singular
-    gets NaN alone. Samples are taken in chunks, so that all blocks together never exceed `CHUNK_SIZE` numbers (one
-    sample's block, if that is larger).
+    On CPUs a compiled loop factors one sample's block after the other. Elsewhere each support is gathered into a block
+    of the smallest of a few widths that holds the largest support, and the blocks are factored by Cholesky, in chunks
+    of samples, so that all blocks together never exceed `CHUNK_SIZE` numbers (one sample's block, if that is larger).
+    Either way a sample's accuracy depends on no other sample, and one whose block is singular gets NaN alone.
     """
 
     dictionary: Float[Array, "atoms features"]
@@ -72,6 +73,14 @@ class SampleHessian(AbstractSymmetricOperator):
         return jax.jvp(slope, (reconstruction,), (direction,))[1]
 
     def solve(self, vector: Float[Array, "samples atoms"]) -> Float[Array, "samples atoms"]:
+        if self.loss is not None:
+            return self._solve_by_width(vector)
+        gram = self.dictionary @ self.dictionary.T
+        by_kernel = lambda *args: solve_samples(gram, self.l2, *args)
+        by_width = lambda _, vector: self._solve_by_width(vector)
+        return on_cpu(by_kernel, by_width, self.support, vector)
+
+    def _solve_by_width(self, vector: Float[Array, "samples atoms"]) -> Float[Array, "samples atoms"]:
         atoms = self.support.shape[1]
         widths = block_widths(atoms)
         largest = jnp.max(jnp.sum(self.support, axis=1))

@@ -1,18 +1,20 @@
 """Elastic-net sparse codes of samples in a dictionary: the inner problem of task-driven dictionary learning."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Float, Scalar
 
+from bilevel.core.policy import Policy
 from bilevel.core.requirements import Requirement, as_float_array, finite, nonnegative
 from bilevel.objectives.base import check_float, hoisted
 from bilevel.objectives.design import largest_of_gram
 from bilevel.objectives.least_squares import AbstractLeastSquares, LeastSquares
 from bilevel.objectives.sample_hessian import SampleHessian
+from bilevel.objectives.sample_response import Inputs, moving, respond
 from bilevel.prox import L1
 
 Data = Float[Array, "samples features"]
@@ -96,6 +98,27 @@ class SparseCoding(AbstractLeastSquares):
         return LeastSquares(self.dictionary.T, data.T, ridge) if self.loss is None else None
 
     def hessian(self, params: Codes, data: Data) -> SampleHessian:
-        support = self.penalty().support(self.prox_gradient(params, data, self.local_lipschitz(params, data)))
         reconstruction = None if self.loss is None else params @ self.dictionary
-        return SampleHessian(self.dictionary, self.l2, support, data, reconstruction, self.loss)
+        return SampleHessian(self.dictionary, self.l2, self._support(params, data), data, reconstruction, self.loss)
+
+    def face(self, params: Codes, data: Data) -> tuple[Any, Codes]:
+        support = self._support(params, data)
+        return (lambda vector: jnp.where(support, vector, 0)), jnp.zeros_like(params)
+
+    def respond(self, params: Codes, data: Data, tangent: tuple[Any, Any], on_failure: Policy) -> Codes | None:
+        if self.loss is not None:
+            return None
+        inputs = self._inputs(data)
+        support, signs = moving(inputs, params)
+        operator = SampleHessian(self.dictionary, self.l2, support, data, None, None)
+        along = Inputs(tangent[0].dictionary, tangent[0].l1, tangent[0].l2, tangent[1])
+        return respond(inputs, params, support, signs, operator, along, on_failure)
+
+    def _inputs(self, data: Data) -> Inputs:
+        return Inputs(self.dictionary, self.l1, self.l2, data)
+
+    def _support(self, params: Codes, data: Data) -> Bool[Array, "samples atoms"]:
+        """The coordinates on which T(params) moves."""
+        if self.loss is None:
+            return moving(self._inputs(data), params)[0]
+        return self.penalty().support(self.prox_gradient(params, data, self.local_lipschitz(params, data)))

@@ -93,7 +93,7 @@ def verdict(
     error: Scalar,
     tol: ScalarLike,
     num_steps: ScalarLike,
-    max_steps: int | None,
+    max_steps: int | Array | None,
 ) -> Solution:
     """The solution with its result: judged by the objective's own optimality, whatever the solver thinks of itself."""
     bound = jnp.asarray(tol).astype(error.dtype)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
 
 from bilevel.core import Solution
+from bilevel.kernels import code_samples, on_cpu
 from bilevel.objectives import AbstractObjective, SparseCoding
 from bilevel.objectives.base import row_norms
 from bilevel.objectives.sample_hessian import SampleHessian
@@ -19,26 +20,32 @@ STEPS_PER_ROUND = 40
 #: How many rounds may pass, once all samples meet the tolerance, until the last of them is exact to rounding.
 PATIENCE = 5
 
+#: The most codes that one call of the compiled loop sees: 2²³ numbers are 64 MiB in 64 bits.
+BLOCK_SIZE = 2**23
+
 Codes = Float[Array, "samples atoms"]
 
 
 class SparseCoder(AbstractSolver):
-    """Accelerated proximal gradient on the Gram matrix finds each sample's support, a Newton step finishes it.
+    """Finds each sample's support, and solves on it: codes that are exact to rounding.
 
-    Samples are independent: each has its own momentum, restarted when it points uphill, and its own verdict. On the
-    right support S with signs σ the codes are one small linear solve,
+    On the right support S with signs σ the codes are one small linear solve,
 
         (D_S D_Sᵀ + l2 I) c_S = D_S x − l1 σ,
 
-    whose answer is taken for a sample only where it meets the optimality conditions of the whole problem. So codes are
-    exact to rounding wherever a few rounds more than the tolerance needs can make them so, and a sample's codes do not
-    depend on its batch mates. Where no Newton step is ever good (duplicated atoms with l2 = 0: a singular system) the
-    gradient steps converge by themselves.
+    whose answer is taken for a sample only where it meets the optimality conditions of the whole problem. Samples are
+    independent: each has its own steps and its own verdict, and its codes do not depend on its batch mates.
+
+    On CPUs a compiled loop (`bilevel.kernels.active_set`) lets atoms join and leave the support one sample at a time,
+    and turns to coordinate descent where that does not end. Elsewhere, accelerated proximal gradient steps on the Gram
+    matrix, with a momentum for each sample that restarts when it points uphill, find all supports at once. Both
+    converge where the system is singular (duplicated atoms with l2 = 0), to a solution that is not unique.
 
     **Attributes:**
 
     - `tol`: the bound on the relative optimality error of the worst sample; None is 1e-5 in 32 bits, 1e-8 in 64.
-    - `max_steps`: the most gradient steps to take.
+    - `max_steps`: the most steps to take (rounds and sweeps of the compiled loop; gradient steps).
+    - `kernel`: whether to use the compiled loop. None: where the program runs on a CPU.
 
     !!! cite
         A. Beck, M. Teboulle: A fast iterative shrinkage-thresholding algorithm for linear inverse problems. 2009.
@@ -49,9 +56,12 @@ class SparseCoder(AbstractSolver):
 
     tol: ScalarLike | None = None
     max_steps: int = 10_000
+    kernel: bool | None = None
 
     def __check_init__(self):
         check_options(self)
+        if not (self.kernel is None or isinstance(self.kernel, bool)):
+            raise ValueError(f"`kernel` must be True, False or None, got {self.kernel!r}.")
 
     def check(self, objective: AbstractObjective) -> None:
         if not isinstance(objective, SparseCoding):
@@ -63,33 +73,87 @@ class SparseCoder(AbstractSolver):
         self, objective: AbstractObjective, data: PyTree, init: PyTree, *, unroll: Unroll | None = None
     ) -> Solution:
         assert isinstance(objective, SparseCoding)
-        problem = _Problem.of(objective, data)
         tol = jnp.asarray(default_tol(init) if self.tol is None else self.tol).astype(init.dtype)
-        start = _State(init, init, jnp.ones_like(init[:, :1]), problem.errors(init), jnp.asarray(PATIENCE))
-        # Within the tolerance a support may still be wrong by a coordinate that is about to enter, which a derivative
-        # does not forgive. So the tolerance is what must be met, and exactness what is tried for.
-        exact = jnp.asarray(4 * jnp.finfo(init.dtype).eps, init.dtype)
-        if unroll is None:
-            # A warm start may have the right support already.
-            start = _finish(problem, start, tol)
-        # What is unrolled stops at the very step that meets the tolerance.
-        length = STEPS_PER_ROUND if unroll is None else 1
+        by_kernel = lambda *args: _by_kernel(*args, max_steps=self.max_steps)
+        by_steps = lambda *args: _by_steps(*args, max_steps=self.max_steps, unroll=unroll)
+        args = (objective, data, init, tol)
+        if unroll is not None or self.kernel is False:
+            codes, error, steps, limit = by_steps(*args)
+        elif self.kernel:
+            codes, error, steps, limit = by_kernel(*args)
+        else:
+            codes, error, steps, limit = on_cpu(by_kernel, by_steps, *args)
+        return verdict(codes, error, tol, steps, limit)
 
-        def round_of_steps(state: _State) -> _State:
-            state, _ = jax.lax.scan(lambda s, _: (_accelerated_step(problem, s), None), state, length=length)
-            state = state._replace(errors=problem.errors(state.codes))
-            met = jnp.all(state.errors <= tol)
-            state = state._replace(patience=state.patience - met.astype(state.patience.dtype))
-            # The Newton step has no derivative where its system is singular, so it stays out of what is unrolled.
-            return _finish(problem, state, tol) if unroll is None else state
 
-        def done(state: _State) -> Bool[Array, ""]:
-            met = jnp.all(state.errors <= tol)
-            return met if unroll is not None else met & (jnp.all(state.errors <= exact) | (state.patience <= 0))
+#: Codes, the error of the worst of them, the steps taken and how many there could have been.
+_Outcome = tuple[Codes, Scalar, Int[Array, ""], Int[Array, ""]]
 
-        rounds = -(-self.max_steps // length)
-        state, count = iterate(round_of_steps, done, start, rounds, unroll)
-        return verdict(state.codes, jnp.max(state.errors), tol, count * length, rounds * length)
+
+def _by_kernel(
+    objective: SparseCoding, data: Float[Array, "samples features"], init: Codes, tol: Scalar, max_steps: int
+) -> _Outcome:
+    D = objective.dictionary
+    gram, (samples, atoms) = D @ D.T, init.shape
+    size = min(samples, max(1, BLOCK_SIZE // atoms))
+
+    def code(block: Float[Array, "size features"], start: Codes) -> tuple[Codes, Scalar, Int[Array, ""]]:
+        options = (objective.l1, objective.l2, start, tol, max_steps)
+        codes, errors, steps = code_samples(gram, block @ D.T, *options)
+        return codes, jnp.max(errors), jnp.max(steps)
+
+    def code_block(i: Array, carry: tuple[Codes, Scalar, Int[Array, ""]]) -> tuple[Codes, Scalar, Int[Array, ""]]:
+        codes, error, steps = carry
+        # The last block overlaps the one before.
+        at = jnp.minimum(i * size, samples - size)
+        rows = lambda x: jax.lax.dynamic_slice_in_dim(x, at, size)
+        block, worst, more = code(rows(data), rows(codes))
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, block, at, 0)
+        return codes, jnp.maximum(error, worst), jnp.maximum(steps, more)
+
+    if size == samples:
+        codes, error, steps = code(data, init)
+    else:
+        start = (init, jnp.zeros((), init.dtype), jnp.zeros((), jnp.int32))
+        codes, error, steps = jax.lax.fori_loop(0, -(-samples // size), code_block, start)
+    return codes, error, steps, jnp.asarray(max_steps, jnp.int32)
+
+
+def _by_steps(
+    objective: SparseCoding,
+    data: Float[Array, "samples features"],
+    init: Codes,
+    tol: Scalar,
+    max_steps: int,
+    unroll: Unroll | None,
+) -> _Outcome:
+    problem = _Problem.of(objective, data)
+    state = _State(init, init, jnp.ones_like(init[:, :1]), problem.errors(init), jnp.asarray(PATIENCE))
+    # Within the tolerance a support may still be wrong by a coordinate that is about to enter, which a derivative
+    # does not forgive. So the tolerance is what must be met, and exactness what is tried for.
+    exact = jnp.asarray(4 * jnp.finfo(init.dtype).eps, init.dtype)
+    if unroll is None:
+        # A warm start may have the right support already.
+        state = _finish(problem, state, tol)
+    # What is unrolled stops at the very step that meets the tolerance.
+    length = STEPS_PER_ROUND if unroll is None else 1
+
+    def round_of_steps(state: _State) -> _State:
+        state, _ = jax.lax.scan(lambda s, _: (_accelerated_step(problem, s), None), state, length=length)
+        state = state._replace(errors=problem.errors(state.codes))
+        met = jnp.all(state.errors <= tol)
+        state = state._replace(patience=state.patience - met.astype(state.patience.dtype))
+        # The Newton step has no derivative where its system is singular, so it stays out of what is unrolled.
+        return _finish(problem, state, tol) if unroll is None else state
+
+    def done(state: _State) -> Bool[Array, ""]:
+        met = jnp.all(state.errors <= tol)
+        return met if unroll is not None else met & (jnp.all(state.errors <= exact) | (state.patience <= 0))
+
+    rounds = -(-max_steps // length)
+    state, count = iterate(round_of_steps, done, state, rounds, unroll)
+    steps, limit = (jnp.asarray(length * n).astype(jnp.int32) for n in (count, rounds))
+    return state.codes, jnp.max(state.errors), steps, limit
 
 
 class _Problem(NamedTuple):

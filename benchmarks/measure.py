@@ -1,0 +1,118 @@
+"""What the benchmarks share: real patches, interleaved timings, and tables on paper."""
+
+import csv
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from sklearn.datasets import load_sample_image
+from sklearn.feature_extraction.image import extract_patches_2d
+
+import bilevel as bl
+
+ATOMS, L1, L2 = 256, 0.15, 0.01
+
+
+class Patches(NamedTuple):
+    """Patches of a photograph as rows, without mean and of unit norm, and a dictionary of noisy patches."""
+
+    X: np.ndarray
+    D: np.ndarray
+
+
+def patches(samples: int, atoms: int = ATOMS, seed: int = 0) -> Patches:
+    """12 × 12 patches of scikit-learn's photograph of a Chinese temple (CC BY 2.0, see its documentation)."""
+    image = load_sample_image("china.jpg").mean(axis=2) / 255
+    rows = extract_patches_2d(image, (12, 12), max_patches=2 * (samples + atoms), random_state=seed)
+    rows = rows.reshape(len(rows), -1)
+    rows -= rows.mean(axis=1, keepdims=True)
+    rows = rows[np.linalg.norm(rows, axis=1) > 0.2][: samples + atoms]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert len(rows) == samples + atoms
+    return Patches(rows[atoms:], unit(rows[:atoms] + 0.05 * np.random.default_rng(seed).normal(size=(atoms, 144))))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def moved(D: np.ndarray, by: float = 1e-2, seed: int = 1) -> np.ndarray:
+    """A dictionary one outer step away: a relative change of `by`."""
+    return unit(D + by * unit(np.random.default_rng(seed).normal(size=D.shape)))
+
+
+def relative_gaps(problem: Patches, codes: Any, l1: float = L1, l2: float = L2) -> np.ndarray:
+    """The duality gap of each sample over its objective, in 64 bits:  Σ_j h(c_j) + h*(q_j) − c_j q_j,  q = D (x − Dᵀc),
+    with h = l1 |·| + ½ l2 (·)² and its conjugate h* = max(|·| − l1, 0)² / (2 l2)."""
+    C = np.asarray(codes, np.float64)
+    residual = problem.X - C @ problem.D
+    q = residual @ problem.D.T
+    h = l1 * np.abs(C) + 0.5 * l2 * C**2
+    gap = np.sum(h + np.maximum(np.abs(q) - l1, 0) ** 2 / (2 * l2) - C * q, axis=1)
+    return gap / (0.5 * np.sum(residual**2, axis=1) + np.sum(h, axis=1))
+
+
+class Timed(NamedTuple):
+    """Seconds of the first call, which compiles, and of the others; what the last one returned."""
+
+    first: float
+    seconds: list[float]
+    result: Any
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
+    """Every call once, to compile and to warm up; then `repeats` rounds of all of them, one after the other."""
+
+    def once(call: Callable[[], Any]) -> tuple[float, Any]:
+        start = time.perf_counter()
+        result = jax.block_until_ready(call())
+        return time.perf_counter() - start, result
+
+    first = {name: once(call) for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    # What takes seconds need not be repeated so often.
+    rounds = {name: repeats if taken < 3 else max(1, repeats // 5) for name, (taken, _) in first.items()}
+    for k in range(repeats):
+        for name, call in calls.items():
+            if k < rounds[name]:
+                seconds[name].append(once(call)[0])
+    return {name: Timed(first[name][0], seconds[name], first[name][1]) for name in calls}
+
+
+def versions(*rivals: str) -> str:
+    """What was measured on what."""
+    found = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxopt", "numba", *rivals)]
+    device = jax.devices()[0]
+    cores = bl.kernels.threads() if device.platform == "cpu" else 1
+    own = f"bilevel {bl.__version__}, {', '.join(found)}, Python {platform.python_version()}"
+    return f"{own}; {device.platform} ({device.device_kind}), {cores} cores."
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(rows[0])
+    cells = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def publish(out: Path, name: str, text: str, tables: Mapping[str, Sequence[Mapping[str, Any]]], footer: str) -> None:
+    """Print the tables, and write them as one Markdown page and a CSV file each."""
+    out.mkdir(parents=True, exist_ok=True)
+    page = [text.strip()]
+    for title, rows in tables.items():
+        page += [f"## {title}", as_markdown(rows)]
+        with (out / f"{name}_{title.lower().replace(' ', '_')}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    page.append(footer)
+    (out / f"{name}.md").write_text("\n\n".join(page) + "\n")
+    print("\n\n".join(page[1:]))

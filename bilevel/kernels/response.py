@@ -1,0 +1,106 @@
+"""Linear systems on the supports of sparse codes, and what cotangents of the codes pull on, sample by sample."""
+
+import math
+
+import numpy as np
+
+from bilevel.kernels.supports import (
+    compiled,
+    copy,
+    correlations_left,
+    factor_rows,
+    inlined,
+    largest_of,
+    solve_factored,
+    support_of,
+)
+
+
+@inlined
+def solve_checked(G, l2, S, L, size, v, scale, probe, eps):
+    """v ← (G_SS + l2 I)⁻¹ v; returns whether that can be believed.
+
+    The test is that of `bilevel.core.operators.cholesky_solve`: scaled to a unit diagonal, the matrix is perturbed by
+    ε times its norm, which must not change the answer for the fixed vector `probe` by more than a percent.
+    """
+    zero = G.dtype.type(0)
+    good = factor_rows(G, l2, S, L, 0, size, zero) == size
+    norm, noise, length = zero, zero, zero
+    solve_factored(L, size, v)
+    for k in range(size):
+        root = math.sqrt(G[S[k], S[k]] + l2)
+        scale[k] = root * probe[k]
+        length += probe[k] * probe[k]
+        for m in range(k):
+            entry = G[S[k], S[m]]
+            norm += entry * entry / ((G[S[m], S[m]] + l2) * root * root)
+    solve_factored(L, size, scale)
+    for k in range(size):
+        noise += (G[S[k], S[k]] + l2) * scale[k] * scale[k]
+    return good and eps * math.sqrt((norm + norm + size) * noise) <= 0.01 * math.sqrt(length)
+
+
+@compiled
+def solve_samples(start, stop, G, l2, support, probe, eps, V):
+    """v ← (G_SS + l2 I)⁻¹ v on each sample's support; NaN where that is singular to rounding."""
+    atoms = len(G)
+    S, L = np.empty(atoms, np.int64), np.empty((atoms, atoms), G.dtype)
+    v, spare = np.empty((2, atoms), G.dtype)
+    for i in range(start, stop):
+        size = 0
+        for j in range(atoms):
+            if support[i, j]:
+                S[size], v[size] = j, V[i, j]
+                size += 1
+        good = solve_checked(G, l2, S, L, size, v, spare, probe, eps)
+        for k in range(size):
+            V[i, S[k]] = v[k] if good else np.nan
+
+
+@compiled
+def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps, in_D, in_numbers, in_X):
+    """What cotangents V of the codes C pull on D, (l1, l2) and X: with β = (G_SS + l2 I)⁻¹ v_S for each sample,
+
+        in_D += β (x − Dᵀc)ᵀ − c (Dᵀβ)ᵀ,   in_numbers −= (β · sign, β · c),   in_x ← Dᵀβ  (where in_X has rows).
+
+    S is where |L c + q − l2 c|, L = `upper`, exceeds l1 less `touch` max |b|.
+    """
+    atoms, features, zero = len(G), X.shape[1], G.dtype.type(0)
+    S, L = np.empty(atoms, np.int64), np.empty((atoms, atoms), G.dtype)
+    signs, outside, c, q, beta, spare = np.empty((6, atoms), G.dtype)
+    residual, pulled = np.empty((2, features), G.dtype)
+    for i in range(start, stop):
+        code = C[i]
+        for j in range(atoms):
+            spare[j] = abs(B[i, j])
+        bar = l1 - touch * largest_of(spare)
+        size = support_of(code, S, signs, outside, c)
+        correlations_left(G, B[i], S, size, c, q)
+        copy(X[i], residual)
+        for k in range(size):
+            at, ck = S[k], c[k]
+            for f in range(features):
+                residual[f] -= ck * D[at, f]
+        size = 0
+        for j in range(atoms):
+            ahead = upper * code[j] + q[j] - l2 * code[j]
+            if abs(ahead) > bar:
+                S[size], signs[size], c[size], beta[size] = j, np.sign(ahead), code[j], V[i, j]
+                size += 1
+        good = solve_checked(G, l2, S, L, size, beta, spare, probe, eps)
+        for f in range(features):
+            pulled[f] = zero
+        for k in range(size):
+            if not good:
+                beta[k] = np.nan
+            at, bk = S[k], beta[k]
+            for f in range(features):
+                pulled[f] += bk * D[at, f]
+        for k in range(size):
+            at, bk, ck = S[k], beta[k], c[k]
+            in_numbers[0] -= bk * signs[k]
+            in_numbers[1] -= bk * ck
+            for f in range(features):
+                in_D[at, f] += bk * residual[f] - ck * pulled[f]
+        if len(in_X) > 0:
+            copy(pulled, in_X[i])
