@@ -6,11 +6,7 @@ solution (a Newton step after a solve to 1e-12). Inner solvers run at their defa
 in 64; those of unrolled, truncated and one-step derivatives take 1,000 steps at most.
 """
 
-import argparse
-import csv
-import platform
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,6 +18,7 @@ from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 import bilevel as bl
+from benchmarks.page import Rows, publish
 
 O, S = bl.objectives, bl.solvers
 
@@ -130,7 +127,7 @@ def flat(tree: PyTree) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
 
 
-def measure() -> list[dict[str, str]]:
+def measure() -> Rows:
     rows = {name: {"way of differentiating": name} for name in ways(jnp.float64)}
     cells = [(p, dtype, name) for p in problems() for dtype in ("float32", "float64") for name in rows]
     references: dict[str, np.ndarray] = {}
@@ -147,31 +144,5 @@ def measure() -> list[dict[str, str]]:
     return list(rows.values())
 
 
-def as_markdown(rows: list[dict[str, str]]) -> str:
-    names = list(rows[0])
-    lines = ["| " + " | ".join(cells) + " |" for cells in (names, ["---"] * len(names), *(r.values() for r in rows))]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
-    options = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    rows = measure()
-    versions = (
-        f"bilevel {bl.__version__}, JAX {jax.__version__}, Python {platform.python_version()}, {jax.devices()[0]}"
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "hypergradient_errors.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    text = f"# Errors of hypergradients\n\n{(__doc__ or '').strip()}\n\n{as_markdown(rows)}\n\n{versions}.\n"
-    (options.out / "hypergradient_errors.md").write_text(text)
-    print(as_markdown(rows))
-    print(versions)
-
-
 if __name__ == "__main__":
-    main()
+    publish("hypergradient_errors", "Errors of hypergradients", __doc__, measure)

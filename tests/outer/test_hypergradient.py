@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from benchmarks.certificates import FAMILIES, study
 from tests.compiling import compilations, compiled
 from tests.laws import error
 from tests.problems import CODES, LOGISTIC, MODULES, PENALIZED, RIDGES, Problem, by_name, raveled
@@ -71,98 +72,33 @@ def test_corrected_it_is_exact_to_rounding_from_a_rough_solution(problem: Proble
 
 # --- Estimated against true error -------------------------------------------------------------------------------------
 
-PROBLEMS, SAMPLES, FEATURES = 100, 40, 8
-
-
-def ridge(key):
-    X, noise = jax.random.normal(key, (SAMPLES, FEATURES)), jax.random.normal(jax.random.fold_in(key, 1), (SAMPLES,))
-    return O.Ridge(jnp.asarray(0.3)), (X, jnp.sin(X[:, 0]) + noise)
-
-
-def logistic(key):
-    X, draw = jax.random.normal(key, (SAMPLES, FEATURES)), jax.random.normal(jax.random.fold_in(key, 1), (SAMPLES,))
-    return O.LogisticRegression(l2=jnp.asarray(0.1)), (X, jnp.sign(X[:, 0] + draw))
-
-
-def elastic_net(key):
-    _, data = ridge(key)
-    return O.ElasticNet(l1=jnp.asarray(0.1), l2=jnp.asarray(0.1)), data
-
-
-FAMILIES = {"ridge": ridge, "logistic": logistic, "elastic net": elastic_net}
-
-
-def held_out(objective, params, data):
-    """The error on other samples, nonlinear in the solution."""
-    X = jnp.cos(data[0])
-    return jnp.mean(jnp.tanh(params(X)) ** 2) + jnp.mean(jnp.sin(params(X)))
-
-
-@functools.cache
-def paths(family: str) -> dict[str, np.ndarray]:
-    """Along gradient steps: the inner error, and the error of the hypergradient, estimated, true and corrected."""
-    make = FAMILIES[family]
-
-    def of_one(start, key, max_steps):
-        objective, data = make(key)
-        options = dict(on_failure="ignore", init=start, solver=S.ProximalGradient(max_steps=max_steps, tol=1e-15))
-        plain = bl.hypergradient(held_out, objective, data, **options)
-        corrected = bl.hypergradient(held_out, objective, data, correct=True, **options)
-        gradient = lambda done: raveled_jax(done.gradient)
-        return plain.solution.params, gradient(plain), gradient(corrected), plain.certificate
-
-    raveled_jax = lambda tree: jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
-    run = lambda max_steps: compiled(jax.vmap(lambda start, key: of_one(start, key, max_steps)))
-    keys = jax.random.split(jax.random.key(1), PROBLEMS)
-    start = jax.vmap(lambda key: make(key)[0].init(make(key)[1]))(keys)
-    solution, truth, *_ = run(5000)(start, keys)
-    norm = lambda x: np.linalg.norm(np.asarray(x).reshape(PROBLEMS, -1), axis=1)
-    relative = lambda g: norm(g - truth) / norm(truth)
-    few, found = run(3), []
-    for _ in range(25):
-        start, plain, corrected, certificate = few(start, keys)
-        inner = norm(start.weight - solution.weight) / norm(solution.weight)
-        found.append((inner, certificate.relative_error, relative(plain), relative(corrected), certificate.at_risk))
-    names = ("inner", "estimated", "true", "corrected", "at_risk")
-    return {name: np.stack([np.asarray(f[i]) for f in found]) for i, name in enumerate(names)}
-
-
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
 @families
 def test_the_estimated_error_is_within_a_factor_of_ten_of_the_true_one(family: str):
-    p = paths(family)
-    within = (p["inner"] <= 1e-1) & (p["inner"] >= 1e-8)
-    assert within.sum() >= 500
-    ratio = p["estimated"][within] / p["true"][within]
-    assert np.mean((ratio >= 0.1) & (ratio <= 10)) >= 0.95
-    settled = ratio[p["at_risk"][within] == 0]
-    assert np.mean((settled >= 0.5) & (settled <= 2)) >= 0.9
+    s = study(family, compiled)
+    assert s.counts.sum() >= 500
+    assert np.mean(s.outside(10)[s.counts]) <= 0.05
+    assert np.mean(s.outside(2)[s.counts & s.settled]) <= 0.1
+    # And what is outside has a reason.
+    reasons = s.reasons()
+    assert np.all(sum(reason.astype(int) for reason in reasons.values()) == 1)
+    assert not np.any(reasons["none of these"] & s.outside(10))
 
 
 @families
 def test_slopes_of_the_error_against_the_inner_error(family: str):
-    p = paths(family)
-    # With the support found, near enough for the leading term and far enough from rounding.
-    near = (p["inner"] <= 1e-2) & (p["inner"] >= 1e-6) & (p["at_risk"] == 0)
-    slope = lambda x, y: np.polyfit(np.log(x), np.log(y), 1)[0]
-    within_problems = [
-        slope(p["inner"][near[:, i], i], p["true"][near[:, i], i]) for i in range(PROBLEMS) if near[:, i].sum() >= 5
-    ]
-    assert len(within_problems) >= 50
-    assert abs(np.median(within_problems) - 1) <= 0.05
-    if family == "logistic":
-        quadratic = near & (p["corrected"] >= 1e-13)
-        slopes = [
-            slope(p["inner"][quadratic[:, i], i], p["corrected"][quadratic[:, i], i])
-            for i in range(PROBLEMS)
-            if quadratic[:, i].sum() >= 5
-        ]
-        assert len(slopes) >= 50 and abs(np.median(slopes) - 2) <= 0.1
-    else:
-        # Relative to hypergradients some of which nearly vanish.
-        assert np.max(p["corrected"][near]) <= 1e-11 and np.median(p["corrected"][near]) <= 1e-14
+    s = study(family, compiled)
+    for errors, corrected in ((s.true, s.corrected), (s.jacobian, s.corrected_jacobian)):
+        slopes = s.slopes(errors)
+        assert len(slopes) >= 50 and abs(np.median(slopes) - 1) <= 0.05
+        if family == "logistic":
+            slopes = s.slopes(corrected)
+            assert len(slopes) >= 50 and abs(np.median(slopes) - 2) <= 0.1
+        else:
+            # Relative to hypergradients some of which nearly vanish.
+            assert np.max(corrected[s.near]) <= 1e-11 and np.median(corrected[s.near]) <= 1e-14
 
 
 # --- Options ----------------------------------------------------------------------------------------------------------
