@@ -66,6 +66,20 @@ def _ridge_matrix(alpha: Vector, X: Vector) -> Vector:
     return X.T @ X / len(X) + np.diag(np.broadcast_to(alpha, X.shape[1]))
 
 
+def code_gradients(D: Vector, l2: float, X: Vector, C: Vector, V: Vector) -> tuple[Vector, float, float, Vector]:
+    """Of ⟨V, codes⟩ in dictionary, l1, l2 and X, at codes C: from β_S = (D_S D_Sᵀ + l2 I)⁻¹ v_S on each support S."""
+    in_D, in_l1, in_l2, in_X = np.zeros_like(D), 0.0, 0.0, np.zeros_like(X)
+    for x, c, v, row in zip(X, C, V, in_X, strict=True):
+        S = np.flatnonzero(c)
+        beta = np.zeros_like(c)
+        beta[S] = np.linalg.solve(D[S] @ D[S].T + l2 * np.eye(len(S)), v[S])
+        in_D -= np.outer(beta, D.T @ c - x) + np.outer(c, D.T @ beta)
+        in_l1 -= beta @ np.sign(c)
+        in_l2 -= beta @ c
+        row[:] = D.T @ beta
+    return in_D, in_l1, in_l2, in_X
+
+
 def clamp(z0: Vector, mu: Vector, c: Vector) -> Vector:
     return np.clip(z0, c - 1 / (2 * mu), c + 1 / (2 * mu))
 

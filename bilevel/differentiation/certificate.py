@@ -171,7 +171,7 @@ def certify(
     objective = objective.hoist(solution.params, data)
     inner, arrays, _ = partition(objective, solution.params)
     optimality = inner.optimality_errors(arrays, data, inner.units(arrays, data))
-    margin, at_risk = _margins(inner, data, arrays, step)
+    margin, after_step, at_risk = _margins(inner, data, arrays, step)
     samples = None
     if inner.samplewise:
         pair = found.data_gradient, after.data_gradient
@@ -186,8 +186,9 @@ def certify(
     error = jnp.maximum(relative_error(found, after), jnp.where(jnp.isnan(residual), 0, residual))
     result = _judge(solution, worst <= tol, found, after, error <= rtol)
     result = RESULTS.where(_curves_down(inner, data, arrays), RESULTS.not_a_minimum, result)
-    # One of many samples on a kink is no failure of all; `samples` shows it.
-    on_kink = (margin <= 4 * jnp.finfo(margin.dtype).eps) & (result == RESULTS.successful)
+    # One of many samples on a kink is no failure of all; `samples` shows it. A solution that is on a kink is so to
+    # rounding after the Newton step, as the solver's tolerance leaves it off.
+    on_kink = (after_step <= 4 * jnp.finfo(margin.dtype).eps) & (result == RESULTS.successful)
     if not inner.samplewise:
         result = RESULTS.where(on_kink, RESULTS.degenerate, result)  # pyright: ignore[reportArgumentType]
     return Certificate(worst, tol, residual, error, jnp.min(margin), jnp.mean(at_risk), samples, result)
@@ -230,12 +231,12 @@ def _curves_down(objective: AbstractObjective, data: PyTree, params: PyTree) -> 
     return power_iteration(apply, tree.pseudorandom_like(params)) > 1.001 * lipschitz
 
 
-def _margins(objective: AbstractObjective, data: PyTree, params: PyTree, step: PyTree) -> tuple[Array, Array]:
-    """The margin of the support and the fraction of coordinates at risk; one for each sample where they are apart."""
+def _margins(objective: AbstractObjective, data: PyTree, params: PyTree, step: PyTree) -> tuple[Array, Array, Array]:
+    """The margin of the support, here and after the step; the fraction of coordinates at risk. Sample by sample."""
     shape = (len(jax.tree.leaves(params)[0]),) if objective.samplewise else ()
     penalty, dtype = objective.penalty(), tree.norm(params).dtype
     if penalty is None:
-        return jnp.full(shape, jnp.inf, dtype), jnp.zeros(shape, dtype)
+        return jnp.full(shape, jnp.inf, dtype), jnp.full(shape, jnp.inf, dtype), jnp.zeros(shape, dtype)
     stepsize = 1 / objective.local_lipschitz(params, data)
     before_prox = lambda y: optax.tree.add_scale(y, -stepsize, objective.gradient(y, data))
     here, there = before_prox(params), before_prox(optax.tree.add(params, step))
@@ -248,8 +249,10 @@ def _margins(objective: AbstractObjective, data: PyTree, params: PyTree, step: P
     rows = shape[0] if shape else 1
     flat = lambda tree: jnp.concatenate([jnp.abs(x).reshape(rows, -1) for x in jax.tree.leaves(tree)], axis=1)
     distances, largest = flat(distance), jnp.max(flat(here), axis=1)
-    margin = jnp.min(distances, axis=1) / jnp.where(largest > 0, largest, 1)
+    nearest = lambda tree: (
+        jnp.min(flat(tree), axis=1).reshape(shape) / jnp.where(largest > 0, largest, 1).reshape(shape)
+    )
     # On a kink to rounding is at risk too.
     rounding = 4 * jnp.finfo(dtype).eps * largest[:, None]
     at_risk = jnp.mean((flat(motion) + rounding >= distances).astype(dtype), axis=1)
-    return margin.reshape(shape), at_risk.reshape(shape)
+    return nearest(distance), nearest(penalty.margin(there, stepsize)), at_risk.reshape(shape)

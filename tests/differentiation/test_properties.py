@@ -12,6 +12,7 @@ from sklearn.feature_extraction.image import extract_patches_2d
 import bilevel as bl
 from tests.compiling import compiled
 from tests.laws import error
+from tests.witnesses import code_gradients
 
 # Few shapes, as each is a program of its own; everything else is drawn at will.
 SHAPES = [(1, 3, 1), (4, 5, 3), (3, 4, 40)]
@@ -32,20 +33,6 @@ def codes_and_gradients(coding, X, cotangent, diff):
 
     (_, codes), gradient = eqx.filter_value_and_grad(value, has_aux=True)((coding, X))
     return codes, gradient
-
-
-def dense(D, l2, X, C, V) -> tuple:
-    """The same in NumPy: β_S = (D_S D_Sᵀ + l2 I)⁻¹ v_S, from which all four follow."""
-    in_D, in_l1, in_l2, in_X = np.zeros_like(D), 0.0, 0.0, np.zeros_like(X)
-    for x, c, v, row in zip(X, C, V, in_X, strict=True):
-        S = np.flatnonzero(c)
-        beta = np.zeros_like(c)
-        beta[S] = np.linalg.solve(D[S] @ D[S].T + l2 * np.eye(len(S)), v[S])
-        in_D -= np.outer(beta, D.T @ c - x) + np.outer(c, D.T @ beta)
-        in_l1 -= beta @ np.sign(c)
-        in_l2 -= beta @ c
-        row[:] = D.T @ beta
-    return in_D, in_l1, in_l2, in_X
 
 
 @few
@@ -74,7 +61,7 @@ def test_sparse_codes(shape, seed, scale, strength, l2, twice, way):
     assert np.all(np.abs(slope) <= l1 * (1 + 1e-6)) and np.allclose(slope[C != 0], -l1 * np.sign(C[C != 0]), rtol=1e-6)
     if strength >= 1:
         assert not C.any()
-    in_D, in_l1, in_l2, in_data = dense(D, l2, X, C, V)
+    in_D, in_l1, in_l2, in_data = code_gradients(D, l2, X, C, V)
     # In units in which each leaf moves by its own size.
     assert error(in_coding.dictionary / a, in_D / a) <= 1e-8
     assert error(in_coding.l1, in_l1) <= 1e-8 and error(in_coding.l2 / a, in_l2 / a) <= 1e-8
@@ -146,4 +133,4 @@ def test_image_patches_in_32_bits():
         c[S] = np.linalg.solve(D[S] @ D[S].T + l2 * np.eye(len(S)), D[S] @ x - l1 * signs)
         assert np.array_equal(np.sign(c[S]), signs)
     assert np.max(np.abs((X - C @ D) @ D.T - l2 * C)) <= l1 * (1 + 1e-9)
-    assert error(gradient, dense(D, l2, X, C, V)[0]) <= 1e-4
+    assert error(gradient, code_gradients(D, l2, X, C, V)[0]) <= 1e-4

@@ -1,6 +1,7 @@
 """Hypergradients with their certificates: against the truth, estimated against true error, policies, corrections."""
 
 import functools
+import itertools
 
 import equinox as eqx
 import jax
@@ -8,12 +9,25 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from sklearn.linear_model import lars_path
 
 import bilevel as bl
 from benchmarks.certificates import FAMILIES, study
+from tests import witnesses
 from tests.compiling import compilations, compiled
 from tests.laws import error
-from tests.problems import CODES, LOGISTIC, MODULES, PENALIZED, RIDGES, Problem, by_name, raveled
+from tests.problems import (
+    CODES,
+    LOGISTIC,
+    MODULES,
+    PENALIZED,
+    RIDGES,
+    Problem,
+    by_name,
+    codes_by_proximal_gradient,
+    elastic_net_weights,
+    raveled,
+)
 
 O, S = bl.objectives, bl.solvers
 EXAMPLES = [RIDGES[1], CODES, MODULES, PENALIZED[0], PENALIZED[2], PENALIZED[5]]
@@ -101,6 +115,99 @@ def test_slopes_of_the_error_against_the_inner_error(family: str):
             assert np.max(corrected[s.near]) <= 1e-11 and np.median(corrected[s.near]) <= 1e-14
 
 
+# --- Degenerate solutions ---------------------------------------------------------------------------------------------
+
+ONE_MORE = np.random.default_rng(3).normal(size=(1, 6))
+with_atom = lambda atom: np.concatenate([np.asarray(CODES.objective.dictionary), atom])
+TWICE = with_atom(np.asarray(CODES.objective.dictionary[:1]))
+LARGEST = np.max(np.abs(np.asarray(CODES.data) @ TWICE.T))
+DICTIONARIES = {
+    "an atom twice": (TWICE, 0.3, 0.1),
+    "no l2": (with_atom(ONE_MORE), 0.3, 0.0),
+    "a zero atom": (with_atom(0 * ONE_MORE), 0.3, 0.1),
+    "a zero atom and no l2": (with_atom(0 * ONE_MORE), 0.3, 0.0),
+    "all-zero codes": (TWICE, 2 * LARGEST, 0.1),
+    "all-zero codes and no l2": (TWICE, 2 * LARGEST, 0.0),
+    "the largest strength": (TWICE, LARGEST, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_degenerate_dictionaries_are_right(name: str):
+    D, l1, l2 = DICTIONARIES[name]
+    X = np.asarray(CODES.data)
+    done = certified(O.SparseCoding(D, l1, l2), CODES.data)
+    codes = codes_by_proximal_gradient(D, l1, l2, None, X).reshape(len(X), -1)
+    *through, in_X = witnesses.code_gradients(D, l2, X, codes, np.cos(codes + 0.3))
+    assert done.certificate.result == bl.RESULTS.successful
+    # On a kink, and it says so.
+    assert (done.certificate.margin <= 1e-15) == (name == "the largest strength")
+    for found, known, leaf in zip(jax.tree.leaves(done.gradient), through, (D, l1, l2), strict=True):
+        assert error(found, known + 0.2 * leaf) <= 1e-8
+    assert error(done.data_gradient, in_X) <= 1e-8
+
+
+def test_an_atom_twice_without_l2_has_no_derivative():
+    done = certified(O.SparseCoding(TWICE, 0.3, 0.0), CODES.data)
+    assert done.certificate.result == bl.RESULTS.singular_hessian
+    assert np.all(np.isnan(done.gradient.l1))
+
+
+DESIGN, RESPONSE = map(np.asarray, RIDGES[0].data)
+with_feature = lambda feature: np.column_stack([DESIGN[:, :5], feature])
+COLLINEAR = with_feature(DESIGN[:, 3])
+
+
+def elastic_net_at(l1: float, l2: float, X: np.ndarray, start: np.ndarray = np.zeros(6), tol: float = 1e-8):
+    arrays = jnp.asarray(X), jnp.asarray(RESPONSE)
+    solver, init = S.ProximalGradient(tol=jnp.asarray(tol), max_steps=50_000), O.LinearModel(jnp.asarray(start))
+    return certified(O.ElasticNet(l1, l2), arrays, solver=solver, init=init)
+
+
+@pytest.mark.parametrize(
+    ("X", "l1", "l2"),
+    [
+        (COLLINEAR, 0.05, 0.1),
+        (with_feature(DESIGN[:, 0] + DESIGN[:, 1]), 0.05, 0.0),
+        (with_feature(0 * DESIGN[:, 0]), 0.05, 0.0),
+        (COLLINEAR, 10.0, 0.0),
+    ],
+    ids=["a feature twice, with l2", "a sum of features", "a zero feature", "above the largest strength"],
+)
+def test_degenerate_designs_are_right(X: np.ndarray, l1: float, l2: float):
+    done = elastic_net_at(l1, l2, X, tol=1e-13)
+    w = elastic_net_weights(np.asarray(l1), np.asarray(l2), X, RESPONSE)[None]
+    assert done.certificate.result == bl.RESULTS.successful
+    # Sparse codes of one sample: D = Xᵀ / √n and x = y / √n.
+    D, y = X.T / np.sqrt(8), RESPONSE[None] / np.sqrt(8)
+    in_D, in_l1, in_l2, in_y = witnesses.code_gradients(D, l2, y, w, np.cos(w + 0.3))
+    assert error(done.gradient.l1, in_l1 + 0.2 * l1) <= 1e-8 and error(done.gradient.l2, in_l2 + 0.2 * l2) <= 1e-8
+    assert error(done.data_gradient[0], in_D.T / np.sqrt(8)) <= 1e-8
+    assert error(done.data_gradient[1], in_y / np.sqrt(8)) <= 1e-8
+
+
+def test_collinear_features_without_l2_have_no_derivative_and_it_says_so():
+    both = elastic_net_at(0.05, 0.0, COLLINEAR)
+    assert np.all(both.solution.params.weight[jnp.asarray([3, 5])] != 0)
+    assert both.certificate.result == bl.RESULTS.singular_hessian
+    # The one feature alone does as well: the other is then on its kink, on the side where the solver's tolerance
+    # leaves it.
+    start = np.append(elastic_net_weights(np.asarray(0.05), np.asarray(0.0), DESIGN[:, :5], RESPONSE), 0.0)
+    for a in 1 + 1e-9 * np.arange(-4, 9):
+        result = elastic_net_at(0.05, 0.0, COLLINEAR, a * start).certificate.result
+        assert result in (bl.RESULTS.singular_hessian, bl.RESULTS.degenerate), a
+
+
+def test_on_a_kink_there_is_no_two_sided_derivative_and_the_certificate_says_so():
+    knots, _, _ = lars_path(DESIGN, RESPONSE, method="lasso")
+    assert len(knots) >= 5
+    for knot, following in itertools.pairwise(knots):
+        assert elastic_net_at(knot, 0.0, DESIGN).certificate.result in (bl.RESULTS.degenerate, bl.RESULTS.inaccurate)
+        between = elastic_net_at(0.5 * (knot + following), 0.0, DESIGN)
+        assert between.certificate.result == bl.RESULTS.successful
+    assert elastic_net_at(knots[0], 0.0, DESIGN).certificate.result == bl.RESULTS.degenerate
+
+
 # --- Options ----------------------------------------------------------------------------------------------------------
 
 
@@ -146,14 +253,6 @@ def test_a_ridge_gives_what_a_singular_hessian_does_not():
     in_l1 = lambda coding, diff: bl.hypergradient(seen, coding, CODES.data, solver=solver, diff=diff).gradient.l1
     single = O.SparseCoding(CODES.objective.dictionary, l1=0.3, l2=0.0)
     np.testing.assert_allclose(in_l1(coding, bl.Implicit(ridge=1e-7)), in_l1(single, bl.Implicit()), rtol=1e-4)
-
-
-def test_on_a_kink_there_is_no_two_sided_derivative_and_the_certificate_says_so():
-    X, y = RIDGES[0].data
-    critical = float(O.ElasticNet.max_l1((X, y)))
-    at = lambda l1: certified(O.ElasticNet(l1, 0.1), (X, y)).certificate.result
-    assert at(critical) == bl.RESULTS.degenerate
-    assert at(1.01 * critical) == at(0.99 * critical) == bl.RESULTS.successful
 
 
 def test_new_numbers_do_not_recompile():
