@@ -84,6 +84,26 @@ def test_corrected_it_is_exact_to_rounding_from_a_rough_solution(problem: Proble
     assert corrected.certificate.relative_error <= max(1e-12, 1e-3 * float(plain.certificate.relative_error))
 
 
+@pytest.mark.parametrize("problem", [RIDGES[1], CODES, PENALIZED[0]], ids=by_name)
+def test_vmap_is_a_loop(problem: Problem):
+    factors = (1.0, 1.05, 1.1)
+    each = [problem.replaced([a * leaf for leaf in problem.leaves]) for a in factors]
+    moving, still = zip(*(eqx.partition(pair, eqx.is_inexact_array) for pair in each), strict=True)
+    of_one = lambda moving: bl.hypergradient(outer, *eqx.combine(moving, still[0]), on_failure="ignore")
+    together = compiled(jax.vmap(of_one))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *moving))
+    for k, (objective, data) in enumerate(each):
+        row, alone = jax.tree.map(lambda x, k=k: x[k], together), certified(objective, data)
+        assert error(row.value, alone.value) <= 1e-10
+        assert (
+            error(raveled((row.gradient, row.data_gradient)), raveled((alone.gradient, alone.data_gradient))) <= 1e-10
+        )
+        assert row.certificate.result == alone.certificate.result == bl.RESULTS.successful
+        # An estimate of what is small: to its leading digits, above rounding.
+        np.testing.assert_allclose(
+            row.certificate.relative_error, alone.certificate.relative_error, rtol=0.1, atol=1e-12
+        )
+
+
 # --- Estimated against true error -------------------------------------------------------------------------------------
 
 families = pytest.mark.parametrize("family", FAMILIES)
