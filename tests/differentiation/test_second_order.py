@@ -3,33 +3,41 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import pytest
 
 import bilevel as bl
 from tests.compiling import compiled
 from tests.laws import arguments_of, cotangent_of, error
-from tests.problems import CLAMP, CODES, LOGISTIC, PENALIZED, RIDGES, ROBUST_CODES, Problem, by_name
+from tests.problems import CLAMP, CODES, LOGISTIC, MODELS, PENALIZED, RIDGES, ROBUST_CODES, Problem, by_name
 
 TIGHT = jnp.asarray(1e-13)
-GROUPS = next(problem for problem in PENALIZED if problem.name == "GroupL1")
+NEAR = bl.solvers.ProximalGradient(tol=TIGHT)
+IMPLICIT = bl.Implicit()
 CASES = [
-    (RIDGES[1], None),
-    (CODES, None),
-    (ROBUST_CODES, bl.solvers.ProximalGradient(tol=TIGHT)),
-    (CLAMP, None),
-    (LOGISTIC, bl.solvers.BFGS(tol=TIGHT)),
-    (GROUPS, bl.solvers.ProximalGradient(tol=TIGHT)),
+    (RIDGES[1], None, IMPLICIT),
+    (CODES, None, IMPLICIT),
+    (ROBUST_CODES, NEAR, IMPLICIT),
+    (CLAMP, None, IMPLICIT),
+    (LOGISTIC, bl.solvers.BFGS(tol=TIGHT), IMPLICIT),
+    *((problem, NEAR, IMPLICIT) for problem in PENALIZED if problem.name in ("GroupL1", "Box", "Simplex")),
+    *((problem, NEAR, IMPLICIT) for problem in MODELS),
 ]
-each = pytest.mark.parametrize(("problem", "solver"), CASES, ids=[problem.name for problem, _ in CASES])
+KRYLOV = {"CG": lx.CG, "GMRES": lx.GMRES, "BiCGStab": lx.BiCGStab, "normal CG": lambda **tol: lx.Normal(lx.CG(**tol))}
+CASES += [(RIDGES[0], None, bl.Implicit(make(rtol=1e-13, atol=1e-13))) for make in KRYLOV.values()]
+NAMES = [*(problem.name for problem, *_ in CASES[: -len(KRYLOV)]), *KRYLOV]
+each = pytest.mark.parametrize(("problem", "solver", "diff"), CASES, ids=NAMES)
 
 
-def directional(moving, still, direction, cotangent, solver):
+def directional(moving, still, direction, cotangent, solver, diff=IMPLICIT):
     """d/dt ½⟨c, y*²⟩ along `direction`, by reverse mode: curved in y*, so that both orders of its motion count."""
 
     def value(moving):
         objective, data = eqx.combine(moving, still)
-        params = eqx.filter(bl.argmin(objective, data, solver=solver, throw=False).params, eqx.is_inexact_array)
+        params = eqx.filter(
+            bl.argmin(objective, data, solver=solver, diff=diff, throw=False).params, eqx.is_inexact_array
+        )
         squares = jax.tree.map(lambda c, p: jnp.sum(c * (p + 0.5 * p**2)), cotangent, params)
         return sum(jax.tree.leaves(squares))
 
@@ -38,9 +46,9 @@ def directional(moving, still, direction, cotangent, solver):
 
 
 @compiled
-def first_and_second(moving, still, directions, cotangent, solver):
-    first, second = (lambda m: directional(m, still, directions[0], cotangent, solver)), directions[1]
-    return jax.jvp(first, (moving,), (second,))
+def first_and_second(moving, still, directions, cotangent, solver, diff=IMPLICIT):
+    first = lambda m: directional(m, still, directions[0], cotangent, solver, diff)
+    return jax.jvp(first, (moving,), (directions[1],))
 
 
 @compiled
@@ -71,10 +79,11 @@ def moved(moving, direction, step: float):
 
 
 @each
-def test_forward_over_reverse_is_a_difference_of_gradients(problem: Problem, solver):
+def test_forward_over_reverse_is_a_difference_of_gradients(problem: Problem, solver, diff):
     moving, still, directions, cotangent = inputs_of(problem)
-    _, second = first_and_second(moving, still, directions, cotangent, solver)
-    first = lambda step: first_and_second(moved(moving, directions[1], step), still, directions, cotangent, solver)[0]
+    at = lambda moving: first_and_second(moving, still, directions, cotangent, solver, diff)
+    _, second = at(moving)
+    first = lambda step: at(moved(moving, directions[1], step))[0]
     differences = [(first(step) - first(-step)) / (2 * step) for step in (1e-4, 3e-5, 1e-5)]
     assert abs(second) > 1e-3
     assert error(second, *differences) <= 1e-5
@@ -96,7 +105,6 @@ def test_other_mixtures_agree(problem: Problem):
 
 def test_symmetric():
     moving, still, directions, cotangent = inputs_of(ROBUST_CODES)
-    solver = CASES[2][1]
-    _, one = first_and_second(moving, still, directions, cotangent, solver)
-    _, other = first_and_second(moving, still, directions[::-1], cotangent, solver)
+    _, one = first_and_second(moving, still, directions, cotangent, NEAR, IMPLICIT)
+    _, other = first_and_second(moving, still, directions[::-1], cotangent, NEAR, IMPLICIT)
     assert error(one, other) <= 1e-8
