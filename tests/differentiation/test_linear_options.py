@@ -10,7 +10,7 @@ import pytest
 import bilevel as bl
 from tests.compiling import compiled
 from tests.laws import error, outcome
-from tests.problems import CODES, PENALIZED, RIDGES, Problem, by_name, raveled
+from tests.problems import CODES, ELASTIC_NET, PENALIZED, RIDGES, Problem, raveled
 from tests.solvers.members import TOL
 
 S = bl.solvers
@@ -22,11 +22,16 @@ SOLVERS = {
     "normal CG": lx.Normal(lx.CG(rtol=1e-12, atol=1e-12)),
     "Cholesky": lx.Cholesky(),
 }
-linear_solvers = pytest.mark.parametrize("name", SOLVERS)
+CURVED = ("GroupL1", "UnitBall")
+SCALED = [
+    *((problem, name) for problem in (CODES, PENALIZED[0]) for name in SOLVERS),
+    *((ELASTIC_NET, name) for name in SOLVERS if name not in ("default", "Cholesky")),
+    # Not symmetric.
+    *((problem, name) for problem in PENALIZED if problem.name in CURVED for name in ("GMRES", "BiCGStab")),
+]
 
 
-@linear_solvers
-@pytest.mark.parametrize("problem", [CODES, PENALIZED[0]], ids=by_name)
+@pytest.mark.parametrize(("problem", "name"), SCALED, ids=[f"{problem.name}, {name}" for problem, name in SCALED])
 def test_every_solver_is_right_whatever_the_scale_of_the_objective(problem: Problem, name: str):
     assert problem.powers is not None
     solver, diff = S.ProximalGradient(tol=TOL), bl.Implicit(linear_solver=SOLVERS[name])
