@@ -67,7 +67,7 @@ def cholesky_solve(matrix: Float[Array, "n n"], right: Float[Array, "n *columns"
     """
     n, eps = len(matrix), jnp.finfo(matrix.dtype).eps
     diagonal = jnp.diagonal(matrix)
-    scale = 1 / jnp.sqrt(jnp.where(diagonal == 0, 1, diagonal))[:, None]
+    scale = 1 / jnp.sqrt(diagonal + (diagonal == 0).astype(diagonal.dtype))[:, None]
     unit = scale * matrix * scale.T
     probe = np.random.default_rng(0).normal(size=n)
     probe = jnp.asarray(probe / np.linalg.norm(probe), matrix.dtype)

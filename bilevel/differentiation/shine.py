@@ -78,8 +78,8 @@ def _refined(hessian: lx.AbstractLinearOperator, inverse: InverseHessian, vector
     guess = inverse.mv(vector)
     if num_steps == 0:
         return guess
-    positive = lambda norm: jnp.where(norm > 0, norm, 1)
-    right, size = positive(tree.norm(vector)), positive(tree.norm(guess))
+    right, size = tree.norm(vector), tree.norm(guess)
+    right, size = jnp.where(right > 0, right, 1), jnp.where(size > 0, size, 1)
     scaled = lambda factor, apply: lx.FunctionLinearOperator(
         lambda v: tree.scale(factor, apply(v)), hessian.in_structure(), tags=lx.positive_semidefinite_tag
     )

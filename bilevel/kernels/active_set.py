@@ -227,17 +227,23 @@ def descend(G, b, l1, l2, c, q, spare, upper, lower, tol, goal, sweeps):
 
 
 @compiled
-def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, C, errors, steps):
-    """Codes of the samples from `start` to `stop`, from C on and into it; their errors, NaN for NaN, and steps.
+def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, init, C, errors, steps):
+    """Codes C of the samples from `start` to `stop`, from `init` on; their errors, NaN for NaN, and steps.
 
     `upper` and `lower` bound the largest eigenvalue of G + l2 I; `tol` is what coordinate descent is content with.
     """
     atoms, zero, four = len(G), G.dtype.type(0), G.dtype.type(4)
+    # One by one: of parts of one array the compiler believes that they overlap.
     S, L = np.empty(atoms, np.int64), np.empty((atoms, atoms), G.dtype)
-    signs, outside, c, q, spare = np.empty((5, atoms), G.dtype)
+    signs = np.empty(atoms, G.dtype)
+    outside = np.empty(atoms, G.dtype)
+    c = np.empty(atoms, G.dtype)
+    q = np.empty(atoms, G.dtype)
+    spare = np.empty(atoms, G.dtype)
     goal, floor = four * eps, 64 * eps
     for i in range(start, stop):
         b, code, total = B[i], C[i], zero
+        copy(init[i], code)
         for j in range(atoms):
             spare[j] = abs(b[j])
             total += b[j] + code[j]

@@ -1,10 +1,11 @@
 """Calls of the compiled loops from JAX programs: batched over leading axes, samples split among the threads."""
 
+import collections
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def code_samples(
         jax.ShapeDtypeStruct((samples,), init.dtype),
         jax.ShapeDtypeStruct((samples,), jnp.int32),
     )
-    _compile(init.dtype)
+    _compile("code_samples", init.dtype)
     args = (gram, correlations, l1, l2, upper, lower, tol, jnp.asarray(max_steps, jnp.int32), init)
     codes, errors, steps = _call(_code_on_host, out, *args)
     return codes, errors, steps
@@ -54,7 +55,7 @@ def solve_samples(
 ) -> Float[Array, "samples atoms"]:
     """A⁻¹ vector with A = S (G + l2 I) S + (I − S) for the support S of each sample; NaN where A is singular."""
     out = jax.ShapeDtypeStruct(vector.shape, vector.dtype)
-    _compile(vector.dtype)
+    _compile("solve_samples", vector.dtype)
     return _call(_solve_on_host, (out,), gram, l2, support, vector)[0]
 
 
@@ -73,7 +74,7 @@ def pull_samples(
     want_data: bool,
 ) -> tuple[Float[Array, "atoms features"], Float[Array, " 2"], Float[Array, "samples features"] | None]:
     """What a cotangent of the codes pulls on dictionary, (l1, l2) and, if wanted, the data."""
-    _compile(codes.dtype)
+    _compile("pull_samples", codes.dtype)
     shape_of = lambda *shape: jax.ShapeDtypeStruct(shape, codes.dtype)
     out = (shape_of(*dictionary.shape), shape_of(2), shape_of(len(data) if want_data else 0, data.shape[1]))
     wanted = jnp.asarray(want_data)
@@ -122,14 +123,14 @@ def _code_on_host(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     args = [gram, correlations, l1, l2, upper, lower, tol, max_steps, init]
     batch, args = _batched(args, (2, 2, 0, 0, 0, 0, 0, 0, 2))
-    codes = np.array(args.pop(), order="C")
+    codes = np.empty(args[-1].shape, args[-1].dtype)
     errors, steps = np.empty(codes.shape[:-1], codes.dtype), np.empty(codes.shape[:-1], np.int32)
     eps = np.finfo(codes.dtype).eps
     for index in np.ndindex(batch):
-        gram, correlations, *numbers, tol, max_steps = (x[index] for x in args)
-        gram, correlations = map(np.ascontiguousarray, (gram, correlations))
-        rest = (gram, correlations, *numbers, eps, tol, int(max_steps), codes[index], errors[index], steps[index])
-        _in_parallel(_loop("active_set", "code_samples"), len(correlations), *rest)
+        gram, correlations, *numbers, tol, max_steps, init = (_contiguous(x[index]) for x in args)
+        rest = (gram, correlations, *numbers, eps, tol, int(max_steps), init)
+        outputs = codes[index], errors[index], steps[index]
+        _in_parallel(_loop("active_set", "code_samples"), len(correlations), *rest, *outputs)
     return codes, errors, steps
 
 
@@ -139,8 +140,7 @@ def _solve_on_host(gram: Any, l2: Any, support: Any, vector: Any) -> tuple[np.nd
     probe = _probe(answers.shape[-1]).astype(answers.dtype)
     eps = np.finfo(answers.dtype).eps
     for index in np.ndindex(batch):
-        gram, l2, support = (x[index] for x in args)
-        gram, support = map(np.ascontiguousarray, (gram, support))
+        gram, l2, support = (_contiguous(x[index]) for x in args)
         _in_parallel(_loop("response", "solve_samples"), len(support), gram, l2, support, probe, eps, answers[index])
     return (answers,)
 
@@ -154,7 +154,7 @@ def _pull_on_host(*args: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     in_dictionary, in_numbers, in_data = (np.empty(s, dtype) for s in (dictionary.shape, (*batch, 2), rows))
     pieces = 2 * threads()
     for index in np.ndindex(batch):
-        one = [np.ascontiguousarray(x[index]) if x[index].ndim else x[index] for x in arrays]
+        one = [_contiguous(x[index]) for x in arrays]
         # Each piece of the samples has sums of its own.
         sums = np.zeros((pieces, *dictionary.shape[-2:]), dtype), np.zeros((pieces, 2), dtype)
         samples = len(one[3])
@@ -176,6 +176,11 @@ def _batched(args: list[np.ndarray], ranks: tuple[int, ...]) -> tuple[tuple[int,
     return batch, [np.broadcast_to(x, batch + shape) for x, shape in zip(args, own, strict=True)]
 
 
+def _contiguous(x: Any) -> Any:
+    """Numbers stay numbers."""
+    return np.ascontiguousarray(x) if x.ndim else x
+
+
 def threads() -> int:
     """How many processors this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -191,13 +196,27 @@ def _in_parallel(loop: Callable[..., None], samples: int, *args: Any) -> None:
 
 def _in_threads(function: Callable[..., None], args: list[tuple]) -> None:
     """`function(*a)` for all a, by as many threads as there are processors; the loops let go of the interpreter."""
-    workers = min(threads(), len(args))
-    if workers <= 1:
-        for a in args:
-            function(*a)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda a: function(*a), args))
+    waiting, failures = collections.deque(args), []
+
+    def work() -> None:
+        try:
+            while waiting:
+                function(*waiting.popleft())
+        except IndexError:
+            # Another thread was faster.
+            pass
+        except BaseException as error:
+            failures.append(error)
+
+    # Threads of their own, as a pool that is kept would not survive a fork; and not one more than is needed.
+    helpers = [threading.Thread(target=work) for _ in range(min(threads(), len(args)) - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]
 
 
 @functools.cache
@@ -211,13 +230,15 @@ def _loop(room: str, name: str) -> Callable[..., None]:
 
 
 @functools.cache
-def _compile(dtype: Any) -> None:
-    """Compile the loops for this precision now, on no samples; they are kept on disk for the next process."""
-    zero, matrix, rows = dtype.type(0), np.zeros((1, 1), dtype), np.zeros((0, 1), dtype)
-    errors, steps = np.zeros(0, dtype), np.zeros(0, np.int32)
-    _loop("active_set", "code_samples")(0, 0, matrix, rows, zero, zero, zero, zero, zero, zero, 1, rows, errors, steps)
-    probe, support = np.zeros(1, dtype), np.zeros((0, 1), bool)
-    _loop("response", "solve_samples")(0, 0, matrix, zero, support, probe, zero, rows)
-    numbers = np.zeros(2, dtype)
-    options = (zero, zero, zero, zero, probe, zero)
-    _loop("response", "pull_samples")(0, 0, matrix, rows, matrix, rows, rows, rows, *options, matrix, numbers, rows)
+def _compile(name: str, dtype: Any) -> None:
+    """Compile a loop for this precision now, on no samples; it is kept on disk for the next process."""
+    zero, probe, pair = dtype.type(0), np.zeros(1, dtype), np.zeros(2, dtype)
+    matrix, rows, support = np.zeros((1, 1), dtype), np.zeros((0, 1), dtype), np.zeros((0, 1), bool)
+    # What comes from JAX cannot be written to, which is a type of its own.
+    G, B, mask = (np.broadcast_to(x, x.shape) for x in (matrix, rows, support))
+    if name == "code_samples":
+        _loop("active_set", name)(0, 0, G, B, *5 * (zero,), zero, 1, B, rows, np.zeros(0, dtype), np.zeros(0, np.int32))
+    elif name == "solve_samples":
+        _loop("response", name)(0, 0, G, zero, mask, probe, zero, rows)
+    else:
+        _loop("response", name)(0, 0, G, B, G, B, B, B, *4 * (zero,), probe, zero, matrix, pair, rows)

@@ -15,37 +15,49 @@ from bilevel.kernels.supports import (
     support_of,
 )
 
+#: Roundings over the smallest pivot, below which a system is clearly regular.
+CLEAR = 1e-3
+
 
 @inlined
-def solve_checked(G, l2, S, L, size, v, scale, probe, eps):
+def solve_checked(G, l2, S, L, size, v, spare, probe, eps):
     """v ← (G_SS + l2 I)⁻¹ v; returns whether that can be believed.
 
     The test is that of `bilevel.core.operators.cholesky_solve`: scaled to a unit diagonal, the matrix is perturbed by
-    ε times its norm, which must not change the answer for the fixed vector `probe` by more than a percent.
+    ε times its norm, which must not change the answer for the fixed vector `probe` by more than a percent. Where every
+    pivot is far from vanishing it need not be done.
     """
-    zero = G.dtype.type(0)
-    good = factor_rows(G, l2, S, L, 0, size, zero) == size
-    norm, noise, length = zero, zero, zero
+    zero, one = G.dtype.type(0), G.dtype.type(1)
+    if factor_rows(G, l2, S, L, 0, size, zero) < size:
+        return False
     solve_factored(L, size, v)
+    smallest = one
+    for k in range(size):
+        smallest = min(smallest, one / ((G[S[k], S[k]] + l2) * L[k, k] * L[k, k]))
+    if size * eps <= CLEAR * smallest:
+        return True
+    norm, noise, length = zero, zero, zero
     for k in range(size):
         root = math.sqrt(G[S[k], S[k]] + l2)
-        scale[k] = root * probe[k]
+        spare[k] = root * probe[k]
         length += probe[k] * probe[k]
         for m in range(k):
             entry = G[S[k], S[m]]
             norm += entry * entry / ((G[S[m], S[m]] + l2) * root * root)
-    solve_factored(L, size, scale)
+    solve_factored(L, size, spare)
     for k in range(size):
-        noise += (G[S[k], S[k]] + l2) * scale[k] * scale[k]
-    return good and eps * math.sqrt((norm + norm + size) * noise) <= 0.01 * math.sqrt(length)
+        noise += (G[S[k], S[k]] + l2) * spare[k] * spare[k]
+    return eps * math.sqrt((norm + norm + size) * noise) <= 0.01 * math.sqrt(length)
 
 
 @compiled
 def solve_samples(start, stop, G, l2, support, probe, eps, V):
     """v ← (G_SS + l2 I)⁻¹ v on each sample's support; NaN where that is singular to rounding."""
     atoms = len(G)
+    # One by one: of parts of one array the compiler believes that they overlap.
     S, L = np.empty(atoms, np.int64), np.empty((atoms, atoms), G.dtype)
-    v, spare = np.empty((2, atoms), G.dtype)
+    v = np.empty(atoms, G.dtype)
+    spare = np.empty(atoms, G.dtype)
     for i in range(start, stop):
         size = 0
         for j in range(atoms):
@@ -67,8 +79,14 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
     """
     atoms, features, zero = len(G), X.shape[1], G.dtype.type(0)
     S, L = np.empty(atoms, np.int64), np.empty((atoms, atoms), G.dtype)
-    signs, outside, c, q, beta, spare = np.empty((6, atoms), G.dtype)
-    residual, pulled = np.empty((2, features), G.dtype)
+    signs = np.empty(atoms, G.dtype)
+    outside = np.empty(atoms, G.dtype)
+    c = np.empty(atoms, G.dtype)
+    q = np.empty(atoms, G.dtype)
+    beta = np.empty(atoms, G.dtype)
+    spare = np.empty(atoms, G.dtype)
+    residual = np.empty(features, G.dtype)
+    pulled = np.empty(features, G.dtype)
     for i in range(start, stop):
         code = C[i]
         for j in range(atoms):

@@ -59,7 +59,8 @@ def respond(
 
         def negative_slope(moving: Inputs) -> Codes:
             D, l1, l2, X = _filled(moving, inputs)
-            return jnp.where(support, (X - codes @ D) @ D.T - l2 * codes - l1 * signs, 0)
+            slope: Array = (X - codes @ D) @ D.T - l2 * codes - l1 * signs
+            return jnp.where(support, slope, 0)
 
         return jax.jvp(negative_slope, (_like(inputs, t),), (t,))[1]
 
@@ -75,7 +76,7 @@ def respond(
     def transpose_solve(_: object, right: tuple[Inputs, Codes]) -> tuple[Inputs, Codes]:
         t, cotangent = right
         # The loop solves for itself. That here is for derivatives of (2); where nobody asks, the compiler drops it.
-        adjoint = operator.solve(cotangent)
+        adjoint: Array = operator.solve(cotangent)
         by_loop = lambda: _pull_by_loop(inputs, codes, cotangent, t.data is not None)
         by_products = lambda: _pull(inputs, codes, jnp.where(support, adjoint, 0), signs)
         pulled = _like(on_cpu(by_loop, by_products), t)

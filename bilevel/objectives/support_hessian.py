@@ -186,7 +186,7 @@ class SupportHessian(AbstractSymmetricOperator):
             # A singular system may have an answer for this `row`, but it has none for a vector at random.
             probed = solve_linear(function, pseudorandom_like(LinearModel(row)))
             regular = jnp.all(jnp.isfinite(probed.weight))
-            answer = solve_linear(function, LinearModel(row)).weight
+            answer: Array = solve_linear(function, LinearModel(row)).weight
             return jnp.where(support, jnp.where(regular, answer, jnp.nan), row)
 
         return jax.lax.map(lambda pair: one(*pair), (rows, support))
