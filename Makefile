@@ -11,6 +11,7 @@ PYTHON ?= $(shell for newest in 13 99; do for p in python3 python3.13 python3.12
 	&& { command -v "$$p"; exit; }; done; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
+BENCH_OUT ?= out/benchmarks
 # Where `uv` comes from when the machine has none: a small environment of its own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n )))
@@ -19,13 +20,14 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n ))
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help env demo test lint types unit oldest wheel lock clean
+.PHONY: help env demo test lint types unit oldest bench wheel lock clean
 
 help:
 	@echo "make demo   task-driven dictionary learning on handwritten digits, into out/demo/"
 	@echo "make test   lint, types, architecture and unit tests"
 	@echo "make env    the environment alone, in $(VENV)"
 	@echo "make oldest the unit tests on the oldest supported dependencies"
+	@echo "make bench  benchmarks of speed against SPAMS, scikit-learn and JAXopt, into $(BENCH_OUT)/"
 	@echo "make lock   resolve the dependencies anew into requirements.lock"
 	@echo "make clean  remove environments, caches and results"
 
@@ -70,9 +72,21 @@ unit: env
 oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) --ignore=tests/test_packaging.py -W ignore::DeprecationWarning
 
+# The rivals, some of them under other licences, in an environment of their own.
+.venv-bench/.installed: requirements.lock pyproject.toml | $(UV)
+	"$(UV)" venv --quiet --clear --python "$(PYTHON)" .venv-bench
+	"$(UV)" pip sync --quiet --python .venv-bench/bin/python --require-hashes requirements.lock
+	"$(UV)" pip install --quiet --python .venv-bench/bin/python --group bench
+	"$(UV)" pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks.sparse_coding --out $(BENCH_OUT)
+	.venv-bench/bin/python -m benchmarks.hypergradient --out $(BENCH_OUT)
+
 lock: | $(UV)
 	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
 		--extra plots --group dev --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) .venv-oldest .uv .cache out dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-bench .uv .cache out dist .pytest_cache .ruff_cache .hypothesis

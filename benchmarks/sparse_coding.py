@@ -59,6 +59,19 @@ def by_scikit_learn(problem: Patches, algorithm: str) -> Callable[[], Any]:
     return lambda: sparse_encode(X, D, **options, max_iter=1000)
 
 
+def by_skglm(problem: Patches) -> Callable[[], Any] | None:
+    """One elastic net after the other, each warm with the last one's working set: it knows no batches."""
+    try:
+        skglm = importlib.import_module("skglm")
+    except ImportError:
+        return None
+    features = problem.D.shape[1]
+    strength = (L1 + L2) / features
+    model = skglm.ElasticNet(alpha=strength, l1_ratio=L1 / (L1 + L2), fit_intercept=False, tol=1e-6, warm_start=True)
+    design = np.asfortranarray(problem.D.T)
+    return lambda: np.array([model.fit(design, x).coef_.copy() for x in problem.X])
+
+
 def rivals(samples: int, quick: bool, repeats: int) -> list[dict[str, str]]:
     """From nothing, and warm."""
     problem = patches(samples)
@@ -80,6 +93,9 @@ def rivals(samples: int, quick: bool, repeats: int) -> list[dict[str, str]]:
         if samples <= 5000:
             calls["scikit-learn, LARS"] = by_scikit_learn(problem, "lasso_lars")
             calls["scikit-learn, coordinate descent"] = by_scikit_learn(problem, "lasso_cd")
+            skglm = by_skglm(problem)
+            if skglm is not None:
+                calls["skglm"] = skglm
     timed = interleaved(calls, repeats)
     base = timed["SPAMS (LARS)" if spams else "bilevel"].median
     rows = []

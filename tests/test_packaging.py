@@ -87,11 +87,12 @@ def test_the_lock_holds_no_address():
     assert re.findall(r"://|--(?:extra-)?index-url|--find-links|(?m:^-[if] )", LOCK) == []
 
 
-def test_the_miscompiling_release_of_jax_is_excluded():
-    versions = dict(re.findall(r"^(jax|jaxlib)==([\w.]+)", LOCK, flags=re.MULTILINE))
-    assert versions.keys() == {"jax", "jaxlib"}
-    assert "0.10.2" not in versions.values()
-    assert len(re.findall(r'"jax(?:lib)?>=[\d.]+,!=0\.10\.2"', (ROOT / "pyproject.toml").read_text())) == 2
+def test_releases_of_jax_that_miscompile_or_hang_are_excluded():
+    versions = re.findall(r"^(jax|jaxlib)==([\w.]+)", LOCK, flags=re.MULTILINE)
+    assert {name for name, _ in versions} == {"jax", "jaxlib"}
+    assert not any(version.startswith(("0.10.", "0.11.")) for _, version in versions)
+    excluded = r'"jax(?:lib)?>=[\d.]+,!=0\.10\.\*,!=0\.11\.\*"'
+    assert len(re.findall(excluded, (ROOT / "pyproject.toml").read_text())) == 2
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
