@@ -9,6 +9,8 @@ solver says of itself. "Warm" starts from the codes of a dictionary that was 1 %
 
 import argparse
 import importlib
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,22 @@ def sizes(counts: tuple[int, ...], repeats: int) -> list[dict[str, str]]:
     return rows
 
 
+def million() -> list[dict[str, str]]:
+    """A million samples: the peak of resident memory, beyond input and output."""
+    base = patches(10_000)
+    D, l1 = jnp.asarray(base.D, jnp.float32), jnp.asarray(L1, jnp.float32)
+    X = jnp.asarray(np.resize(base.X, (1_000_000, base.X.shape[1])).astype(np.float32))
+    zero = jnp.zeros((len(X), len(D)))
+    jax.block_until_ready((X, zero))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    codes = jax.block_until_ready(code(D, X, l1, zero))
+    seconds = time.perf_counter() - start
+    beyond = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) - codes.nbytes
+    row = {"samples": len(X), "seconds, with compilation": f"{seconds:.1f}", "peak GiB beyond": f"{beyond / 2**30:.2f}"}
+    return [row]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
@@ -180,6 +198,9 @@ def main() -> None:
         ("Dictionaries and sparsities", lambda: shapes(500 if quick else 3000, 3 if quick else 7)),
         ("Number of samples", lambda: sizes((1000, 10_000) if quick else (1000, 10_000, 100_000), 3 if quick else 7)),
     ]
+    if not quick:
+        # First, while memory has not peaked yet.
+        steps.insert(0, ("A million samples", million))
     tables = {title: run() for title, run in tqdm(steps, desc="sparse coding", leave=False)}
     publish(options.out, "sparse_coding", f"# Sparse coding\n\n{__doc__}", tables, versions("scikit-learn"))
 

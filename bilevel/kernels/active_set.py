@@ -177,19 +177,21 @@ def optimality_error(b, l1, l2, c, q, upper, lower, spare):
 def alternate(G, b, l1, l2, bar, S, signs, size, outside, L, c, q, spare, floor, rounds):
     """Pursuit and (1) in turn from the support S, with q of the outcome.
 
-    Returns its size, the rounds, how many atoms were put aside, and whether no correlation exceeds `bar`.
+    Returns its size, how many atoms were put aside, whether no correlation exceeds `bar`, and in how many rounds atoms
+    joined until then.
     """
-    first, aside = 0, 0
+    first, aside, joins = 0, 0, 0
     for taken in range(rounds):
         if taken > 0 or size == 0:
             first = size
             size = pursue(G, l1, l2, bar, S, signs, size, outside, c, q, spare, max(JOIN, size // 3))
             if size == first:
-                return size, taken, aside, True
+                return size, aside, True, joins
+            joins += 1
         size, more = settle(G, b, l1, l2, S, signs, size, first, outside, L, c, spare, floor, taken >= CARELESS)
         aside += more
         correlations_left(G, b, S, size, c, q)
-    return size, rounds, aside, False
+    return size, aside, False, rounds
 
 
 @inlined
@@ -260,7 +262,7 @@ def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, i
             copy(b, q)
             size = support_of(code, S, signs, outside, c)
             rounds = min(max_steps - taken, ROUNDS + atoms)
-            size, more, aside, ended = alternate(
+            size, aside, ended, more = alternate(
                 G, b, l1, l2, bar, S, signs, size, outside, L, c, q, spare, floor, rounds
             )
             taken += more

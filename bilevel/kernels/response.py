@@ -102,7 +102,7 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
         size = 0
         for j in range(atoms):
             ahead = upper * code[j] + q[j] - l2 * code[j]
-            if abs(ahead) > bar:
+            if not abs(ahead) <= bar:
                 S[size], signs[size], c[size], beta[size] = j, np.sign(ahead), code[j], V[i, j]
                 size += 1
         good = solve_checked(G, l2, S, L, size, beta, spare, probe, eps)

@@ -123,7 +123,8 @@ def moving(inputs: Inputs, codes: Codes) -> tuple[Bool[Array, "samples atoms"], 
     upper, _ = eigenvalue_bounds(D @ D.T, l2)
     ahead = upper * codes + (X - codes @ D) @ D.T - l2 * codes
     bar = l1 - touch(D.dtype) * jnp.max(jnp.abs(correlations), axis=1, keepdims=True)
-    support = jnp.abs(ahead) > bar
+    # What is no number moves, lest it look settled.
+    support = ~(jnp.abs(ahead) <= bar)
     return support, jnp.where(support, jnp.sign(ahead), 0)
 
 
