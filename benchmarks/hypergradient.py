@@ -23,7 +23,7 @@ import optax
 from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.measure import L1, L2, Patches, interleaved, patches, publish, relative_gaps, versions
+from benchmarks.measure import L1, L2, Patches, interleaved, patches, publish, relative_gaps, stepsize_of, versions
 
 SAMPLES, BATCH = 2994, 499
 
@@ -38,11 +38,10 @@ def codes_by_bilevel(D: Any, X: Any, init: Any, solver: Any = None, diff: Any = 
     return bl.argmin(coding, X, init=init, throw=False, **options).params
 
 
-def codes_by_jaxopt(D: Any, X: Any, init: Any, steps: int, implicit: bool = True) -> Any:
+def codes_by_jaxopt(D: Any, X: Any, init: Any, stepsize: float, steps: int, implicit: bool = True) -> Any:
     loss = lambda codes, D, X: 0.5 * jnp.sum((X - codes @ D) ** 2) + 0.5 * L2 * jnp.sum(codes**2)
-    stepsize = 1 / (jnp.linalg.norm(jax.lax.stop_gradient(D), 2) ** 2 + L2)
     options: dict[str, Any] = dict(maxiter=steps, tol=0.0, implicit_diff=implicit, unroll=not implicit)
-    solver = jaxopt.ProximalGradient(loss, jaxopt.prox.prox_lasso, stepsize, **options)
+    solver = jaxopt.ProximalGradient(loss, jaxopt.prox.prox_lasso, stepsize=stepsize, **options)
     return solver.run(init, jnp.asarray(L1, X.dtype), D=D, X=X).params
 
 
@@ -64,17 +63,17 @@ def gradients(dtype: Any, quick: bool, repeats: int) -> list[dict[str, str]]:
     problem = patches(600 if quick else SAMPLES)
     head, signs = np.random.default_rng(2).normal(size=len(problem.D)), np.sign(problem.X[:, 0])
     reference = exact_gradient(problem, head, signs)
-    D, X, head, signs = (jnp.asarray(x, dtype) for x in (*problem, head, signs))
-    zero = jnp.zeros((len(X), len(D)), dtype)
+    X, D, head, signs = (jnp.asarray(x, dtype) for x in (*problem, head, signs))
+    zero, stepsize = jnp.zeros((len(X), len(D)), dtype), stepsize_of(problem.D)
     ways: dict[str, Callable[..., Any]] = {
         "bilevel": codes_by_bilevel,
-        "JAXopt implicit, 100 steps": lambda D, X, init: codes_by_jaxopt(D, X, init, 100),
-        "JAXopt unrolled, 100 steps": lambda D, X, init: codes_by_jaxopt(D, X, init, 100, implicit=False),
+        "JAXopt implicit, 100 steps": lambda D, X, init: codes_by_jaxopt(D, X, init, stepsize, 100),
+        "JAXopt unrolled, 100 steps": lambda D, X, init: codes_by_jaxopt(D, X, init, stepsize, 100, implicit=False),
     }
     if not quick:
-        ways["JAXopt implicit, 1000 steps"] = lambda D, X, init: codes_by_jaxopt(D, X, init, 1000)
+        ways["JAXopt implicit, 1000 steps"] = lambda D, X, init: codes_by_jaxopt(D, X, init, stepsize, 1000)
         solver = bl.solvers.ProximalGradient(max_steps=100, tol=1e-30)
-        unrolled = bl.Unrolled(on_failure="ignore")
+        unrolled = bl.Unrolled()
         ways["bilevel Unrolled, 100 steps"] = lambda *args: codes_by_bilevel(*args, solver=solver, diff=unrolled)
     values, both, memory = {}, {}, {}
     for name, codes in ways.items():
@@ -112,7 +111,7 @@ def epochs(quick: bool, repeats: int) -> list[dict[str, str]]:
     signs = jnp.sign(X[:, 0])
     head = jnp.asarray(np.random.default_rng(2).normal(size=len(D)), jnp.float32)
     steps, zero = len(X) // BATCH, jnp.zeros((len(X), len(D)), jnp.float32)
-    optimizer = optax.adam(1e-3)
+    optimizer, stepsize = optax.adam(1e-3), stepsize_of(problem.D)
 
     bilevel_problem = bl.BilevelProblem(
         lambda variables, codes, batch: task_loss(codes, variables.task, batch[1]),
@@ -139,7 +138,7 @@ def epochs(quick: bool, repeats: int) -> list[dict[str, str]]:
             (trained, state), (X, signs, init) = carry, batch
 
             def loss(trained: Any) -> Any:
-                codes = codes_by_jaxopt(trained[0], X, init, 100)
+                codes = codes_by_jaxopt(trained[0], X, init, stepsize, 100)
                 return task_loss(codes, trained[1], signs), codes
 
             gradient, codes = jax.grad(loss, has_aux=True)(trained)

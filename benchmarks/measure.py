@@ -46,6 +46,11 @@ def moved(D: np.ndarray, by: float = 1e-2, seed: int = 1) -> np.ndarray:
     return unit(D + by * unit(np.random.default_rng(seed).normal(size=D.shape)))
 
 
+def stepsize_of(D: np.ndarray) -> float:
+    """1 / L, a Python number, as JAXopt wants it: a little less, so that it also serves the dictionaries nearby."""
+    return 0.95 / (float(np.linalg.norm(D, 2)) ** 2 + L2)
+
+
 def relative_gaps(problem: Patches, codes: Any, l1: float = L1, l2: float = L2) -> np.ndarray:
     """The duality gap of each sample over its objective, in 64 bits:  Σ_j h(c_j) + h*(q_j) − c_j q_j,  q = D (x − Dᵀc),
     with h = l1 |·| + ½ l2 (·)² and its conjugate h* = max(|·| − l1, 0)² / (2 l2)."""

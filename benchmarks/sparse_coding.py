@@ -24,7 +24,18 @@ from sklearn.decomposition import sparse_encode
 from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.measure import L1, L2, Patches, interleaved, moved, patches, publish, relative_gaps, versions
+from benchmarks.measure import (
+    L1,
+    L2,
+    Patches,
+    interleaved,
+    moved,
+    patches,
+    publish,
+    relative_gaps,
+    stepsize_of,
+    versions,
+)
 
 
 @eqx.filter_jit
@@ -34,11 +45,10 @@ def code(D: Any, X: Any, l1: Any, init: Any, kernel: bool | None = None) -> Any:
 
 
 @eqx.filter_jit
-def code_by_jaxopt(D: Any, X: Any, l1: Any, init: Any, steps: int) -> Any:
+def code_by_jaxopt(D: Any, X: Any, l1: Any, init: Any, steps: int, stepsize: float) -> Any:
     """JAXopt's accelerated proximal gradient, as its users write it for sparse codes; it takes all its steps."""
     loss = lambda codes, D, X: 0.5 * jnp.sum((X - codes @ D) ** 2) + 0.5 * L2 * jnp.sum(codes**2)
-    stepsize = 1 / (jnp.linalg.norm(D, 2) ** 2 + L2)
-    solver = jaxopt.ProximalGradient(loss, jaxopt.prox.prox_lasso, stepsize, maxiter=steps, tol=0.0)
+    solver = jaxopt.ProximalGradient(loss, jaxopt.prox.prox_lasso, stepsize=stepsize, maxiter=steps, tol=0.0)
     return solver.run(init, l1, D=D, X=X).params
 
 
@@ -79,19 +89,19 @@ def rivals(samples: int, quick: bool, repeats: int) -> list[dict[str, str]]:
     problem = patches(samples)
     after = Patches(problem.X, moved(problem.D))
     X, D, D_after = (jnp.asarray(x, jnp.float32) for x in (problem.X, problem.D, after.D))
-    zero, l1 = jnp.zeros((samples, len(D))), jnp.asarray(L1)
+    zero, l1, stepsize = jnp.zeros((samples, len(D))), jnp.asarray(L1), stepsize_of(problem.D)
     start = code(D, X, l1, zero)
     calls: dict[str, Callable[[], Any]] = {
         "bilevel": lambda: code(D, X, l1, zero),
         "bilevel, warm": lambda: code(D_after, X, l1, start),
         "bilevel, plain JAX": lambda: code(D, X, l1, zero, False),
-        "JAXopt, 100 steps": lambda: code_by_jaxopt(D, X, l1, zero, 100),
+        "JAXopt, 100 steps": lambda: code_by_jaxopt(D, X, l1, zero, 100, stepsize),
     }
     spams = spams_lasso(problem, L1)
     if spams is not None:
         calls["SPAMS (LARS)"] = spams
     if not quick:
-        calls["JAXopt, 1000 steps"] = lambda: code_by_jaxopt(D, X, l1, zero, 1000)
+        calls["JAXopt, 1000 steps"] = lambda: code_by_jaxopt(D, X, l1, zero, 1000, stepsize)
         if samples <= 5000:
             calls["scikit-learn, LARS"] = by_scikit_learn(problem, "lasso_lars")
             calls["scikit-learn, coordinate descent"] = by_scikit_learn(problem, "lasso_cd")
@@ -123,12 +133,14 @@ def shapes(samples: int, repeats: int) -> list[dict[str, str]]:
     for atoms in (64, 256, 1024):
         problem = patches(samples, atoms)
         X, D = (jnp.asarray(x, jnp.float32) for x in problem)
-        zero = jnp.zeros((samples, atoms))
+        zero, stepsize = jnp.zeros((samples, atoms)), stepsize_of(problem.D)
         for strength in (0.6, 0.15, 0.05, 0.02):
             l1 = jnp.asarray(strength, jnp.float32)
             calls = {
                 "bilevel": lambda D=D, X=X, l1=l1, zero=zero: code(D, X, l1, zero),
-                "JAXopt": lambda D=D, X=X, l1=l1, zero=zero: code_by_jaxopt(D, X, l1, zero, 100),
+                "JAXopt": lambda D=D, X=X, l1=l1, s=stepsize: code_by_jaxopt(
+                    D, X, l1, jnp.zeros((len(X), len(D))), 100, s
+                ),
             }
             timed = interleaved(calls, repeats)
             gaps = {name: np.max(relative_gaps(problem, t.result, strength)) for name, t in timed.items()}
