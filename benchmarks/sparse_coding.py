@@ -25,9 +25,11 @@ from tqdm.auto import tqdm
 
 import bilevel as bl
 from benchmarks.measure import (
+    ATOMS,
     L1,
     L2,
     Patches,
+    draw,
     interleaved,
     moved,
     patches,
@@ -215,6 +217,8 @@ def main() -> None:
         steps.insert(0, ("A million samples", million))
     tables = {title: run() for title, run in tqdm(steps, desc="sparse coding", leave=False)}
     publish(options.out, "sparse_coding", f"# Sparse coding\n\n{__doc__}", tables, versions("scikit-learn"))
+    title = f"Codes of {tables['Rivals'][0]['samples']} patches in {ATOMS} atoms"
+    draw(tables["Rivals"], "solver", "seconds", "worst gap", title, options.out / "sparse_coding" / "figure.png")
 
 
 if __name__ == "__main__":
