@@ -23,19 +23,8 @@ import optax
 from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.measure import (
-    ATOMS,
-    L1,
-    L2,
-    Patches,
-    draw,
-    interleaved,
-    patches,
-    publish,
-    relative_gaps,
-    stepsize_of,
-    versions,
-)
+from benchmarks.measure import ATOMS, L1, L2, Patches, interleaved, patches, relative_gaps, stepsize_of
+from benchmarks.page import Rows, draw, publish_all, versions
 
 SAMPLES, BATCH = 2994, 499
 
@@ -71,7 +60,7 @@ def exact_gradient(problem: Patches, head: np.ndarray, signs: np.ndarray) -> np.
     return gradient
 
 
-def gradients(dtype: Any, quick: bool, repeats: int) -> list[dict[str, str]]:
+def gradients(dtype: Any, quick: bool, repeats: int) -> Rows:
     problem = patches(600 if quick else SAMPLES)
     head, signs = np.random.default_rng(2).normal(size=len(problem.D)), np.sign(problem.X[:, 0])
     reference = exact_gradient(problem, head, signs)
@@ -121,7 +110,7 @@ def gradients(dtype: Any, quick: bool, repeats: int) -> list[dict[str, str]]:
     return rows
 
 
-def epochs(quick: bool, repeats: int) -> list[dict[str, str]]:
+def epochs(quick: bool, repeats: int) -> Rows:
     problem = patches(2 * BATCH if quick else 6 * BATCH)
     X, D = (jnp.asarray(x, jnp.float32) for x in problem)
     signs = jnp.sign(X[:, 0])
@@ -188,13 +177,13 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     quick, repeats = options.quick, 3 if options.quick else 11
-    steps: list[tuple[str, Callable[[], list]]] = [
+    steps: list[tuple[str, Callable[[], Rows]]] = [
         ("In 32 bits", lambda: gradients(jnp.float32, quick, repeats)),
         ("In 64 bits", lambda: gradients(jnp.float64, quick, repeats)),
         ("An epoch of training", lambda: epochs(quick, repeats)),
     ]
     tables = {title: run() for title, run in tqdm(steps, desc="hypergradient", leave=False)}
-    publish(options.out, "hypergradient", f"# Hypergradients of sparse codes\n\n{__doc__}", tables, versions())
+    publish_all(options.out, "hypergradient", f"# Hypergradients of sparse codes\n\n{__doc__}", tables, versions())
     title = f"Value and gradient in a dictionary of {ATOMS} atoms, 32 bits"
     figure = options.out / "hypergradient" / "figure.png"
     draw(tables["In 32 bits"], "way", "value and gradient, s", "error", title, figure)

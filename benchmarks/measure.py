@@ -1,20 +1,13 @@
-"""What the benchmarks share: real patches, interleaved timings, and tables on paper."""
+"""What the benchmarks of speed share: real patches, the gap by which codes are judged, and interleaved timings."""
 
-import csv
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_sample_image
 from sklearn.feature_extraction.image import extract_patches_2d
-
-import bilevel as bl
 
 ATOMS, L1, L2 = 256, 0.15, 0.01
 
@@ -92,48 +85,3 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
             if k < rounds[name]:
                 seconds[name].append(once(call)[0])
     return {name: Timed(first[name][0], seconds[name], first[name][1]) for name in calls}
-
-
-def versions(*rivals: str) -> str:
-    """What was measured on what."""
-    found = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxopt", "numba", *rivals)]
-    device = jax.devices()[0]
-    cores = bl.kernels.threads() if device.platform == "cpu" else 1
-    own = f"bilevel {bl.__version__}, {', '.join(found)}, Python {platform.python_version()}"
-    return f"{own}; {device.platform} ({device.device_kind}), {cores} cores."
-
-
-def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(rows[0])
-    cells = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
-def draw(rows: Sequence[Mapping[str, str]], label: str, seconds: str, error: str, title: str, path: Path) -> None:
-    """Seconds as bars, each with the error that was achieved."""
-    ordered = sorted(rows, key=lambda row: -float(row[seconds]))
-    names, values = [row[label] for row in ordered], [float(row[seconds]) for row in ordered]
-    figure, ax = plt.subplots(figsize=(7.5, 0.6 + 0.42 * len(rows)), layout="constrained")
-    colors = ["tab:red" if name.startswith("bilevel") else "tab:gray" for name in names]
-    bars = ax.barh(names, values, color=colors, height=0.6)
-    notes = [f" {row[seconds]} s, {error} {row[error]}" for row in ordered]
-    ax.bar_label(bars, notes, fontsize=9)
-    ax.set(xscale="log", xlabel="seconds", title=title, xlim=(min(values) / 2, 60 * max(values)))
-    ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def publish(out: Path, name: str, text: str, tables: Mapping[str, Sequence[Mapping[str, Any]]], footer: str) -> None:
-    """Print the tables, and write them as one Markdown page, with a CSV file each in a folder of the page's name."""
-    (out / name).mkdir(parents=True, exist_ok=True)
-    page = [text.strip(), f"![{name.replace('_', ' ')}]({name}/figure.png)"]
-    for title, rows in tables.items():
-        page += [f"## {title}", as_markdown(rows)]
-        with (out / name / f"{title.lower().replace(' ', '_')}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    page.append(footer)
-    (out / f"{name}.md").write_text("\n\n".join(page) + "\n")
-    print("\n\n".join(page[2:]))

@@ -24,20 +24,8 @@ from sklearn.decomposition import sparse_encode
 from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.measure import (
-    ATOMS,
-    L1,
-    L2,
-    Patches,
-    draw,
-    interleaved,
-    moved,
-    patches,
-    publish,
-    relative_gaps,
-    stepsize_of,
-    versions,
-)
+from benchmarks.measure import ATOMS, L1, L2, Patches, interleaved, moved, patches, relative_gaps, stepsize_of
+from benchmarks.page import Rows, draw, publish_all, versions
 
 
 @eqx.filter_jit
@@ -86,7 +74,7 @@ def by_skglm(problem: Patches) -> Callable[[], Any] | None:
     return lambda: np.array([model.fit(design, x).coef_.copy() for x in problem.X])
 
 
-def rivals(samples: int, quick: bool, repeats: int) -> list[dict[str, str]]:
+def rivals(samples: int, quick: bool, repeats: int) -> Rows:
     """From nothing, and warm."""
     problem = patches(samples)
     after = Patches(problem.X, moved(problem.D))
@@ -118,7 +106,7 @@ def rivals(samples: int, quick: bool, repeats: int) -> list[dict[str, str]]:
         gap = np.max(relative_gaps(after if name.endswith("warm") else problem, codes))
         rows.append(
             {
-                "samples": samples,
+                "samples": str(samples),
                 "solver": name,
                 "seconds": f"{t.median:.4f}",
                 "of SPAMS" if spams else "of bilevel": f"{t.median / base:.3f}",
@@ -129,7 +117,7 @@ def rivals(samples: int, quick: bool, repeats: int) -> list[dict[str, str]]:
     return rows
 
 
-def shapes(samples: int, repeats: int) -> list[dict[str, str]]:
+def shapes(samples: int, repeats: int) -> Rows:
     """Dictionaries and sparsities, against JAXopt."""
     rows = []
     for atoms in (64, 256, 1024):
@@ -148,8 +136,8 @@ def shapes(samples: int, repeats: int) -> list[dict[str, str]]:
             gaps = {name: np.max(relative_gaps(problem, t.result, strength)) for name, t in timed.items()}
             rows.append(
                 {
-                    "atoms": atoms,
-                    "l1": strength,
+                    "atoms": str(atoms),
+                    "l1": str(strength),
                     "nonzeros": f"{np.mean(np.sum(np.asarray(timed['bilevel'].result) != 0, axis=1)):.1f}",
                     "seconds": f"{timed['bilevel'].median:.4f}",
                     "worst gap": f"{gaps['bilevel']:.0e}",
@@ -161,7 +149,7 @@ def shapes(samples: int, repeats: int) -> list[dict[str, str]]:
     return rows
 
 
-def sizes(counts: tuple[int, ...], repeats: int) -> list[dict[str, str]]:
+def sizes(counts: tuple[int, ...], repeats: int) -> Rows:
     """The cost of a sample, by how many there are; and the memory beyond input and output."""
     base = patches(10_000)
     D, l1 = jnp.asarray(base.D, jnp.float32), jnp.asarray(L1, jnp.float32)
@@ -184,7 +172,7 @@ def sizes(counts: tuple[int, ...], repeats: int) -> list[dict[str, str]]:
     return rows
 
 
-def million() -> list[dict[str, str]]:
+def million() -> Rows:
     """A million samples: the peak of resident memory, beyond input and output."""
     base = patches(10_000)
     D, l1 = jnp.asarray(base.D, jnp.float32), jnp.asarray(L1, jnp.float32)
@@ -196,7 +184,11 @@ def million() -> list[dict[str, str]]:
     codes = jax.block_until_ready(code(D, X, l1, zero))
     seconds = time.perf_counter() - start
     beyond = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) - codes.nbytes
-    row = {"samples": len(X), "seconds, with compilation": f"{seconds:.1f}", "peak GiB beyond": f"{beyond / 2**30:.2f}"}
+    row = {
+        "samples": str(len(X)),
+        "seconds, with compilation": f"{seconds:.1f}",
+        "peak GiB beyond": f"{beyond / 2**30:.2f}",
+    }
     return [row]
 
 
@@ -206,7 +198,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rivals, samples and repeats")
     options = parser.parse_args()
     quick = options.quick
-    steps: list[tuple[str, Callable[[], list]]] = [
+    steps: list[tuple[str, Callable[[], Rows]]] = [
         ("Rivals", lambda: rivals(3000, quick, 5 if quick else 21)),
         ("Rivals at four times the size", lambda: rivals(3000 if quick else 12_000, quick, 3 if quick else 11)),
         ("Dictionaries and sparsities", lambda: shapes(500 if quick else 3000, 3 if quick else 7)),
@@ -216,7 +208,7 @@ def main() -> None:
         # First, while memory has not peaked yet.
         steps.insert(0, ("A million samples", million))
     tables = {title: run() for title, run in tqdm(steps, desc="sparse coding", leave=False)}
-    publish(options.out, "sparse_coding", f"# Sparse coding\n\n{__doc__}", tables, versions("scikit-learn"))
+    publish_all(options.out, "sparse_coding", f"# Sparse coding\n\n{__doc__}", tables, versions("scikit-learn"))
     title = f"Codes of {tables['Rivals'][0]['samples']} patches in {ATOMS} atoms"
     draw(tables["Rivals"], "solver", "seconds", "worst gap", title, options.out / "sparse_coding" / "figure.png")
 
