@@ -16,8 +16,8 @@ so what is to be found is (S, σ). The method alternates between
   wrong leave, until none does;
 
 and is done when no correlation exceeds l1. Where an atom depends on those in S (a pivot that vanishes to rounding), the
-objective is linear in one direction, along which one atom is let go. If all this does not end, coordinate descent,
-which always converges, takes over, and the method is tried once more from what it finds.
+objective is linear in one direction, along which one atom is let go. If all this does not end, some sweeps of
+coordinate descent lead to another start.
 
 One sample costs about |S| · atoms + |S|³ / 6 multiplications, in memory that stays in the cache.
 
@@ -50,6 +50,8 @@ JOIN = 5
 CARELESS = 6
 #: Rounds of pursuit and solution, beyond one for each atom, before coordinate descent takes over.
 ROUNDS = 20
+#: Sweeps of coordinate descent before the alternation is tried again.
+DESCENT = 200
 #: Sweeps of coordinate descent between two looks at the optimality, and looks from when the tolerance is met.
 SWEEPS, PATIENCE = 10, 5
 
@@ -211,7 +213,7 @@ def descend(G, b, l1, l2, c, q, spare, upper, lower, tol, goal, sweeps):
                     q[m] -= c[j] * G[j, m]
         error = optimality_error(b, l1, l2, c, q, upper, lower, spare)
         patience -= error <= tol
-        if error <= goal or patience < 0 or taken >= sweeps:
+        if not error > goal or patience < 0 or taken >= sweeps:
             return taken, error
         taken += SWEEPS
         for _ in range(SWEEPS):
@@ -242,7 +244,7 @@ def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, i
     c = np.empty(atoms, G.dtype)
     q = np.empty(atoms, G.dtype)
     spare = np.empty(atoms, G.dtype)
-    goal, floor = four * eps, 64 * eps
+    goal, floor = four * eps, four * four * four * eps
     for i in range(start, stop):
         b, code, total = B[i], C[i], zero
         copy(init[i], code)
@@ -275,8 +277,11 @@ def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, i
             if not tried or error < errors[i]:
                 copy(signs, code)
                 errors[i] = error
-            if ended or tried or taken >= max_steps:
+            if ended or taken >= max_steps or (tried and not errors[i] > tol):
                 break
-            more, errors[i] = descend(G, b, l1, l2, code, q, spare, upper, lower, tol, goal, max_steps - taken)
+            sweeps = min(max_steps - taken, DESCENT)
+            more, errors[i] = descend(G, b, l1, l2, code, q, spare, upper, lower, tol, goal, sweeps)
             taken, tried = taken + more, True
+            if taken >= max_steps:
+                break
         steps[i] = taken

@@ -199,14 +199,15 @@ def _in_threads(function: Callable[..., None], args: list[tuple]) -> None:
     waiting, failures = collections.deque(args), []
 
     def work() -> None:
-        try:
-            while waiting:
-                function(*waiting.popleft())
-        except IndexError:
-            # Another thread was faster.
-            pass
-        except BaseException as error:
-            failures.append(error)
+        while not failures:
+            try:
+                some = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                function(*some)
+            except BaseException as error:
+                failures.append(error)
 
     # Threads of their own, as a pool that is kept would not survive a fork; and not one more than is needed.
     helpers = [threading.Thread(target=work) for _ in range(min(threads(), len(args)) - 1)]

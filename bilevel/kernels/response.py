@@ -42,11 +42,13 @@ def solve_checked(G, l2, S, L, size, v, spare, probe, eps):
         spare[k] = root * probe[k]
         length += probe[k] * probe[k]
         for m in range(k):
-            entry = G[S[k], S[m]]
-            norm += entry * entry / ((G[S[m], S[m]] + l2) * root * root)
+            # Of order 1, whatever the units of the atoms.
+            entry = G[S[k], S[m]] / (root * math.sqrt(G[S[m], S[m]] + l2))
+            norm += entry * entry
     solve_factored(L, size, spare)
     for k in range(size):
-        noise += (G[S[k], S[k]] + l2) * spare[k] * spare[k]
+        scaled = math.sqrt(G[S[k], S[k]] + l2) * spare[k]
+        noise += scaled * scaled
     return eps * math.sqrt((norm + norm + size) * noise) <= 0.01 * math.sqrt(length)
 
 
@@ -75,7 +77,7 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
 
         in_D += β (x − Dᵀc)ᵀ − c (Dᵀβ)ᵀ,   in_numbers −= (β · sign, β · c),   in_x ← Dᵀβ  (where in_X has rows).
 
-    S is where |L c + q − l2 c|, L = `upper`, exceeds l1 less `touch` max |b|.
+    S is that of `bilevel.objectives.sample_response.moving`, with L = `upper`.
     """
     atoms, features, zero = len(G), X.shape[1], G.dtype.type(0)
     S, L = np.empty(atoms, np.int64), np.empty((atoms, atoms), G.dtype)
@@ -91,7 +93,8 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
         code = C[i]
         for j in range(atoms):
             spare[j] = abs(B[i, j])
-        bar = l1 - touch * largest_of(spare)
+        slack = touch * largest_of(spare)
+        entering = l1 + slack if l2 > zero else l1 - slack
         size = support_of(code, S, signs, outside, c)
         correlations_left(G, B[i], S, size, c, q)
         copy(X[i], residual)
@@ -102,7 +105,7 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
         size = 0
         for j in range(atoms):
             ahead = upper * code[j] + q[j] - l2 * code[j]
-            if not abs(ahead) <= bar:
+            if not abs(ahead) <= (entering if code[j] == zero else l1 - slack):
                 S[size], signs[size], c[size], beta[size] = j, np.sign(ahead), code[j], V[i, j]
                 size += 1
         good = solve_checked(G, l2, S, L, size, beta, spare, probe, eps)

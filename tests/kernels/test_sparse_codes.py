@@ -11,6 +11,7 @@ from sklearn.linear_model import Lasso
 
 import bilevel as bl
 from bilevel import kernels
+from bilevel.kernels import host
 from bilevel.objectives.sample_hessian import SampleHessian
 from bilevel.objectives.sample_response import Inputs, moving
 from bilevel.solvers import sparse_coder
@@ -209,3 +210,36 @@ def test_off_the_cpu_plain_jax_serves(monkeypatch: pytest.MonkeyPatch):
     lowered = jax.jit(lambda X: bl.argmin(SparseCoding(D, 0.2), X, throw=False).params).trace(jnp.asarray(X))
     assert "callback" in lowered.lower(lowering_platforms=("cpu",)).as_text()
     assert "callback" not in lowered.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
+def test_near_twins_are_regular_in_all_units(scale: float):
+    # In 32 bits, not far from singular: squares of Gram entries would leave the range of numbers.
+    D, X = problem(6, 8, 8)
+    D = np.concatenate([D, D + 2e-2 * np.random.default_rng(1).normal(size=D.shape)])
+    scaled = [jnp.asarray(x, jnp.float32) for x in (scale * D, 0.02 * scale, 1e-4 * scale**2, X)]
+
+    @compiled
+    def gradient(D, l1, l2, X):
+        return jax.grad(lambda X: jnp.sum(scale * bl.argmin(SparseCoding(D, l1, l2), X, throw=False).params))(X)
+
+    assert np.all(np.isfinite(gradient(*scaled)))
+
+
+def test_rounding_does_not_make_atoms_move_in_32_bits():
+    D, X = problem(1000, 32, 128)
+    D, X = jnp.asarray(D, jnp.float32), jnp.asarray(X, jnp.float32)
+    for l1 in (0.1, 1e-3, 1e-5):
+        coding = SparseCoding(D, jnp.asarray(l1, jnp.float32), jnp.asarray(1e-2, jnp.float32))
+        codes = solve(coding, X, jnp.zeros((1000, 128), jnp.float32), SparseCoder()).params
+        support, signs = moving(Inputs(D, coding.l1, coding.l2, X), codes)
+        np.testing.assert_array_equal(support, codes != 0)
+        np.testing.assert_array_equal(signs, np.sign(codes))
+
+
+def test_an_error_within_a_thread_is_raised():
+    def fail(k: int):
+        raise IndexError(k)
+
+    with pytest.raises(IndexError):
+        host._in_threads(fail, [(0,), (1,)])
