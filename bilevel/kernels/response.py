@@ -94,7 +94,7 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
         for j in range(atoms):
             spare[j] = abs(B[i, j])
         slack = touch * largest_of(spare)
-        entering = l1 + slack if l2 > zero else l1 - slack
+        entering = l1 if l2 > zero else l1 - slack
         size = support_of(code, S, signs, outside, c)
         correlations_left(G, B[i], S, size, c, q)
         copy(X[i], residual)

@@ -115,15 +115,15 @@ def _pull_by_loop(inputs: Inputs, codes: Codes, cotangent: Codes, want_data: boo
 def moving(inputs: Inputs, codes: Codes) -> tuple[Bool[Array, "samples atoms"], Codes]:
     """The support of T(codes), the proximal gradient step, and the signs on it.
 
-    What touches the threshold to rounding stays as it is. But where l2 = 0 it counts as moving: one of two equal atoms
-    that is at rest is about to enter, and must not hide that the codes are not unique.
+    What is in use stays so where it touches the threshold to rounding. Where l2 = 0 what rests and touches counts as
+    moving, too: one of two equal atoms that is at rest is about to enter, and must not hide that codes are not unique.
     """
     D, l1, l2, X = inputs
     correlations = X @ D.T
     upper, _ = eigenvalue_bounds(D @ D.T, l2)
     ahead = upper * codes + (X - codes @ D) @ D.T - l2 * codes
     slack = touch(D.dtype) * jnp.max(jnp.abs(correlations), axis=1, keepdims=True)
-    bar = jnp.where((codes == 0) & (l2 > 0), l1 + slack, l1 - slack)
+    bar = jnp.where((codes == 0) & (l2 > 0), l1, l1 - slack)
     # What is no number moves, lest it look settled.
     support = ~(jnp.abs(ahead) <= bar)
     return support, jnp.where(support, jnp.sign(ahead), 0)
