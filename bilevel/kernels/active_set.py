@@ -35,12 +35,12 @@ import numpy as np
 from bilevel.kernels.supports import (
     compiled,
     copy,
-    correlations_left,
     factor_rows,
     inlined,
     largest_of,
     scatter,
     solve_factored,
+    subtract_rows,
     support_of,
 )
 
@@ -192,7 +192,7 @@ def alternate(G, b, l1, l2, bar, S, signs, size, outside, L, c, q, spare, floor,
             joins += 1
         size, more = settle(G, b, l1, l2, S, signs, size, first, outside, L, c, spare, floor, taken >= CARELESS)
         aside += more
-        correlations_left(G, b, S, size, c, q)
+        subtract_rows(G, b, S, size, c, q)
     return size, aside, False, rounds
 
 

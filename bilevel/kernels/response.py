@@ -7,11 +7,11 @@ import numpy as np
 from bilevel.kernels.supports import (
     compiled,
     copy,
-    correlations_left,
     factor_rows,
     inlined,
     largest_of,
     solve_factored,
+    subtract_rows,
     support_of,
 )
 
@@ -96,12 +96,8 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
         slack = touch * largest_of(spare)
         entering = l1 if l2 > zero else l1 - slack
         size = support_of(code, S, signs, outside, c)
-        correlations_left(G, B[i], S, size, c, q)
-        copy(X[i], residual)
-        for k in range(size):
-            at, ck = S[k], c[k]
-            for f in range(features):
-                residual[f] -= ck * D[at, f]
+        subtract_rows(G, B[i], S, size, c, q)
+        subtract_rows(D, X[i], S, size, c, residual)
         size = 0
         for j in range(atoms):
             ahead = upper * code[j] + q[j] - l2 * code[j]

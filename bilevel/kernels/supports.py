@@ -100,8 +100,8 @@ def solve_factored(L, size, v):
 
 
 @inlined
-def correlations_left(G, b, S, size, c, q):
-    """q ← b − G_S c, four atoms at a time."""
+def subtract_rows(G, b, S, size, c, q):
+    """q ← b − Σ c_k G_{S_k}, a combination of rows, four at a time."""
     copy(b, q)
     whole = size - size % 4
     for i in range(0, whole, 4):
