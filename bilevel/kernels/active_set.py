@@ -66,9 +66,11 @@ def pursue(G, l1, l2, bar, S, signs, size, outside, c, q, spare, count):
         largest = largest_of(spare)
         if not largest > bar:
             break
-        at = 0
-        while at < last and abs(q[at]) * outside[at] != largest:
-            at += 1
+        # The first that is the largest, without a branch: of this the compiler makes vector instructions.
+        first = len(q)
+        for j in range(len(q)):
+            first = min(first, j if abs(q[j]) * outside[j] == largest else len(q))
+        at = min(first, last)
         S[size], signs[size], outside[at] = at, np.sign(q[at]), zero
         step = signs[size] * (largest - l1) / (G[at, at] + l2)
         c[size] = step

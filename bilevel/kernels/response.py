@@ -98,11 +98,14 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
         size = support_of(code, S, signs, outside, c)
         subtract_rows(G, B[i], S, size, c, q)
         subtract_rows(D, X[i], S, size, c, residual)
+        for j in range(atoms):
+            q[j] += (upper - l2) * code[j]
+            spare[j] = abs(q[j]) - (entering if code[j] == zero else l1 - slack)
         size = 0
         for j in range(atoms):
-            ahead = upper * code[j] + q[j] - l2 * code[j]
-            if not abs(ahead) <= (entering if code[j] == zero else l1 - slack):
-                S[size], signs[size], c[size], beta[size] = j, np.sign(ahead), code[j], V[i, j]
+            # What is no number moves, lest it look settled.
+            if not spare[j] <= zero:
+                S[size], signs[size], c[size], beta[size] = j, np.sign(q[j]), code[j], V[i, j]
                 size += 1
         good = solve_checked(G, l2, S, L, size, beta, spare, probe, eps)
         for f in range(features):

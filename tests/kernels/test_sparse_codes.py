@@ -208,8 +208,8 @@ def test_off_the_cpu_plain_jax_serves(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     D, X = problem(7, 6, 5)
     lowered = jax.jit(lambda X: bl.argmin(SparseCoding(D, 0.2), X, throw=False).params).trace(jnp.asarray(X))
-    assert "callback" in lowered.lower(lowering_platforms=("cpu",)).as_text()
-    assert "callback" not in lowered.lower(lowering_platforms=("cuda",)).as_text()
+    assert "code_on_host" in lowered.lower(lowering_platforms=("cpu",)).as_text()
+    assert "code_on_host" not in lowered.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
