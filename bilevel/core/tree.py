@@ -114,6 +114,23 @@ def nan_unless(good: Array, tree: T) -> T:
     return jax.tree.map(lambda x: factor.astype(x.dtype) * x if eqx.is_inexact_array(x) else x, tree)
 
 
+def nan_derivatives_unless(good: Array, tree: T) -> T:
+    """`tree` as it is; derivatives through it are NaN unless `good`."""
+    return jax.tree.map(lambda x: _with_slope(x, jnp.where(good, 1.0, jnp.nan)) if eqx.is_inexact_array(x) else x, tree)
+
+
+@jax.custom_jvp
+def _with_slope(x: Array, slope: Array) -> Array:
+    del slope
+    return x
+
+
+@_with_slope.defjvp
+def _with_slope_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    x, slope = primals
+    return _with_slope(x, slope), slope.astype(x.dtype) * tangents[0]
+
+
 def constant(tree: T) -> T:
     """`tree`, held constant under differentiation."""
     return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

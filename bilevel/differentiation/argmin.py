@@ -95,7 +95,7 @@ def _apply(
     valid: Any,
 ) -> Solution:
     if valid is not None:
-        objective, data = tree.nan_unless(valid, (objective, data))
+        objective, data = tree.nan_derivatives_unless(valid, (objective, data))
     objective, start, restore = partition(objective, init)
     solution = diff.apply(solver, objective, data, start)
     params, result = solution.params, solution.result

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,17 +37,17 @@ def code_samples(
     max_steps: int,
 ) -> tuple[Float[Array, "samples atoms"], Float[Array, " samples"], Int[Array, " samples"]]:
     """Codes, their optimality errors and the steps taken, by `bilevel.kernels.active_set`."""
-    samples = correlations.shape[0]
-    upper, lower = eigenvalue_bounds(gram, l2)
-    out = (
-        jax.ShapeDtypeStruct(init.shape, init.dtype),
-        jax.ShapeDtypeStruct((samples,), init.dtype),
-        jax.ShapeDtypeStruct((samples,), jnp.int32),
-    )
     _compile("code_samples", init.dtype)
-    args = (gram, correlations, l1, l2, upper, lower, tol, jnp.asarray(max_steps, jnp.int32), init)
-    codes, errors, steps = foreign_call(_code_on_host, out, *args)
-    return codes, errors, steps
+    shared = (gram, l1, l2, *eigenvalue_bounds(gram, l2), tol, jnp.asarray(max_steps, jnp.int32))
+
+    def call(shared: Any, of_samples: Any) -> tuple[Array, ...]:
+        gram, *numbers = shared
+        correlations, init = of_samples
+        code, number = jax.ShapeDtypeStruct(init.shape, init.dtype), jax.ShapeDtypeStruct(init.shape[:1], init.dtype)
+        out = (code, number, jax.ShapeDtypeStruct(init.shape[:1], jnp.int32))
+        return foreign_call(_code_on_host, out, gram, correlations, *numbers, init)
+
+    return _over_samples(call, shared, (correlations, init))
 
 
 def solve_samples(
@@ -56,9 +57,13 @@ def solve_samples(
     vector: Float[Array, "samples atoms"],
 ) -> Float[Array, "samples atoms"]:
     """A⁻¹ vector with A = S (G + l2 I) S + (I − S) for the support S of each sample; NaN where A is singular."""
-    out = jax.ShapeDtypeStruct(vector.shape, vector.dtype)
     _compile("solve_samples", vector.dtype)
-    return foreign_call(_solve_on_host, (out,), gram, l2, support, vector)[0]
+
+    def call(shared: Any, of_samples: Any) -> tuple[Array, ...]:
+        vector = of_samples[1]
+        return foreign_call(_solve_on_host, (jax.ShapeDtypeStruct(vector.shape, vector.dtype),), *shared, *of_samples)
+
+    return _over_samples(call, (gram, l2), (support, vector))[0]
 
 
 def pull_samples(
@@ -82,6 +87,29 @@ def pull_samples(
     args = (gram, correlations, dictionary, data, codes, cotangent, l1, l2, upper, touch)
     in_dictionary, in_numbers, in_data = foreign_call(_pull_on_host, out, *args)
     return in_dictionary, in_numbers, in_data if want_data else None
+
+
+def _over_samples(call: Callable[[Any, Any], tuple[Array, ...]], shared: Any, of_samples: Any) -> Any:
+    """`call(shared, of_samples)`, whose samples are independent; under `vmap` they are samples of one call.
+
+    That is where problems have all else in common; others are called one after the other.
+    """
+    call = jax.custom_batching.custom_vmap(call)
+
+    @call.def_vmap
+    def batched(size: int, is_batched: list, shared: Any, of_samples: Any) -> tuple[Any, Any]:
+        if any(jax.tree.leaves(is_batched[0])):
+            inputs = (shared, of_samples)
+            mapped, fixed = eqx.partition(inputs, tuple(is_batched))
+            out = jax.lax.map(lambda one: call(*eqx.combine(one, fixed)), mapped)
+        else:
+            whole = lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            rows = jax.tree.map(whole, of_samples, is_batched[1])
+            out = call(shared, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows))
+            out = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call(shared, of_samples)
 
 
 def eigenvalue_bounds(gram: Float[Array, "atoms atoms"], l2: Scalar) -> tuple[Scalar, Scalar]:

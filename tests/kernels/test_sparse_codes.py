@@ -239,6 +239,23 @@ def test_rounding_makes_next_to_no_atoms_move_in_32_bits():
         np.testing.assert_array_equal(np.asarray(signs)[use], np.sign(codes)[use])
 
 
+@pytest.mark.parametrize("over", ["samples", "strengths"])
+def test_under_vmap_samples_are_those_of_one_call(over: str, monkeypatch: pytest.MonkeyPatch):
+    calls, in_parallel = [], host._in_parallel
+    monkeypatch.setattr(host, "_in_parallel", lambda loop, *args: (calls.append(loop), in_parallel(loop, *args)))
+    D, X = (jnp.asarray(x) for x in problem(7, 6, 9))
+    loss = lambda x, l1: jnp.sum(bl.argmin(SparseCoding(D, l1, 0.05), x[None], throw=False).params ** 3)
+    slope, numbers = jax.value_and_grad(loss), jnp.asarray([0.1, 0.2, 0.3])
+    axes, args = {"samples": ((0, None), (X, numbers[1])), "strengths": ((None, 0), (X[0], numbers))}[over]
+    found = jax.block_until_ready(jax.jit(jax.vmap(slope, axes))(*args))
+    # One for the codes, unless problems differ; and one for the system of their derivative, which does not know l1.
+    assert len(calls) == (2 if over == "samples" else len(numbers) + 1)
+    single = jax.jit(slope)
+    each = [single(x, numbers[1]) for x in X] if over == "samples" else [single(X[0], l1) for l1 in numbers]
+    for found_one, expected in zip(zip(*found, strict=True), each, strict=True):
+        assert max(map(error, found_one, expected)) <= 1e-12
+
+
 def test_an_error_within_a_thread_is_raised():
     def fail(k: int):
         raise IndexError(k)
