@@ -1,11 +1,10 @@
 """What the estimated error of a hypergradient is worth, against its true error, and how errors follow the inner error.
 
-`python -m benchmarks.certificates --out docs` prints the table and writes it as CSV and Markdown. For each of three
-families, 100 random problems (40 samples; 8 features, 20 for the elastic net) are solved by accelerated proximal
-gradient, started anew after every third step. There, 25 times, the hypergradient of a held-out loss is taken, and the
-Jacobian of the solution in the hyperparameters, both as they are and after a Newton step. Truth is dense NumPy: the
-solution by its formula, by Newton's method, by scikit-learn polished on its support; the Jacobian by the linear system
-at that solution.
+For each of three families, 100 random problems (quick: 20; 40 samples; 8 features, 20 for the elastic net) are solved
+by accelerated proximal gradient, started anew after every third step. There, 25 times, the hypergradient of a held-out
+loss is taken, and the Jacobian of the solution in the hyperparameters, both as they are and after a Newton step. Truth
+is dense NumPy: the solution by its formula, by Newton's method, by scikit-learn polished on its support; the Jacobian
+by the linear system at that solution.
 
 A point counts where the relative error of the iterate is between 1e-1 and 1e-8. The ratio is that of the certificate's
 estimate of the hypergradient's relative error to the true one. Of the points outside a factor, each is counted under
@@ -18,16 +17,21 @@ and 1e-6. Where f is quadratic a Newton step is exact, and the largest error is 
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.linear_model import ElasticNet as SklearnElasticNet
+from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.page import Rows, publish
+from benchmarks.results import Results, Rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 O = bl.objectives
 PROBLEMS, SAMPLES, ITERATES, STEPS = 100, 40, 25, 3
@@ -148,11 +152,11 @@ class Study(NamedTuple):
 
 
 @functools.cache
-def study(name: str, jit: Callable = eqx.filter_jit) -> Study:
+def study(name: str, jit: Callable = eqx.filter_jit, problems: int = PROBLEMS) -> Study:
     family = FAMILIES[name]
     rng = np.random.default_rng(1)
-    X = rng.normal(size=(PROBLEMS, SAMPLES, family.features))
-    y = rng.normal(size=(PROBLEMS, SAMPLES))
+    X = rng.normal(size=(problems, SAMPLES, family.features))
+    y = rng.normal(size=(problems, SAMPLES))
     y = np.sign(X[..., 0] + y) if family.signs else np.sin(X[..., 0]) + y
     solution, M, B = map(np.stack, zip(*map(family.known, X, y), strict=True))
     jacobian = -np.linalg.solve(M, B)
@@ -174,7 +178,7 @@ def study(name: str, jit: Callable = eqx.filter_jit) -> Study:
     # One problem at a time: batches of LAPACK's calls that run at once may wait for each other forever, on few cores.
     few = jit(lambda *inputs: jax.lax.map(lambda i: of_losses(*i, jnp.eye(1 + family.features)), inputs))
 
-    norm = lambda x: np.linalg.norm(np.reshape(x, (PROBLEMS, -1)), axis=1)
+    norm = lambda x: np.linalg.norm(np.reshape(x, (problems, -1)), axis=1)
     relative = lambda found, exact: norm(found - exact) / norm(exact)
     data, weight, points = (jnp.asarray(X), jnp.asarray(y)), jnp.zeros(solution.shape), []
     for _ in range(ITERATES):
@@ -195,10 +199,30 @@ def study(name: str, jit: Callable = eqx.filter_jit) -> Study:
     return Study(*map(np.stack, zip(*points, strict=True)))
 
 
-def measure() -> Rows:
-    """A row for each figure, a column for each family."""
-    columns = {name: figures(study(name)) for name in FAMILIES}
-    return [{"": figure, **{name: columns[name][figure] for name in columns}} for figure in columns["ridge"]]
+def run(quick: bool) -> Results:
+    problems = 20 if quick else PROBLEMS
+    studies = {name: study(name, problems=problems) for name in tqdm(FAMILIES, desc="certificates")}
+    columns = {name: figures(study) for name, study in studies.items()}
+    # A row for each figure, a column for each family.
+    rows: Rows = [{"": figure, **{name: columns[name][figure] for name in columns}} for figure in columns["ridge"]]
+    return Results({"Figures": rows}, {"Estimated against true error": draw(studies)}, "64 bits")
+
+
+def draw(studies: dict[str, Study]) -> "Figure":
+    """Every point that counts, and the line on which the estimate is right."""
+    figure, axes = plt.subplots(1, len(studies), figsize=(11, 3.9), sharex=True, sharey=True, layout="constrained")
+    for ax, (name, found) in zip(axes, studies.items(), strict=True):
+        for points, color, label in (
+            (found.counts & ~found.settled, "tab:orange", "support not settled"),
+            (found.counts & found.settled, "tab:blue", "support settled"),
+        ):
+            ax.plot(found.true[points], found.estimated[points], ".", ms=3, alpha=0.4, color=color, label=label)
+        ax.plot([1e-12, 1], [1e-12, 1], "k", lw=1)
+        ax.set(xscale="log", yscale="log", title=name, xlabel="true relative error")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("the certificate's estimate")
+    axes[-1].legend(frameon=False, markerscale=4)
+    return figure
 
 
 def figures(study: Study) -> dict[str, str]:
@@ -220,7 +244,3 @@ def figures(study: Study) -> dict[str, str]:
         exact = f"exact, to {np.max(errors[study.near]):.0e}"
         found[f"slope, corrected {name}"] = f"{np.median(slopes):.3f}" if len(slopes) else exact
     return found
-
-
-if __name__ == "__main__":
-    publish("certificates", "What certificates are worth", __doc__, measure)

@@ -1,17 +1,14 @@
 """How long a value and its gradient through sparse codes take, by this library and by JAXopt, and how right they are.
 
-`python -m benchmarks.hypergradient --out docs` differentiates a logistic loss of the codes of 2,994 patches of a
-photograph, 12 × 12, with respect to a dictionary of 256 atoms, l1 = 0.15 and l2 = 0.01. Each takes turns with ours;
-seconds are medians without compilation, "first call" is with it. The error is relative, against the gradient by dense
-linear algebra in 64 bits, sample by sample in NumPy, at codes whose duality gaps are below 1e-14. "Backward" is what
-the gradient takes beyond the value. An epoch of training is 6 steps on 499 patches each: codes, gradient, Adam, unit
-atoms; this library's is `Trainer` with warm starts in its second epoch, JAXopt's the same steps around its
-`ProximalGradient(implicit_diff=True)`, from the last codes too.
+A logistic loss of the codes of 2,994 patches of a photograph, 12 × 12, is differentiated with respect to a dictionary
+of 256 atoms, l1 = 0.15 and l2 = 0.01. Each takes turns with ours; seconds are medians without compilation, "first call"
+is with it. The error is relative, against the gradient by dense linear algebra in 64 bits, sample by sample in NumPy,
+at codes whose duality gaps are below 1e-14. "Backward" is what the gradient takes beyond the value. An epoch of
+training is 6 steps on 499 patches each: codes, gradient, Adam, unit atoms; this library's is `Trainer` with warm starts
+in its second epoch, JAXopt's the same steps around its `ProximalGradient(implicit_diff=True)`, from the last codes too.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -20,11 +17,11 @@ import jax.numpy as jnp
 import jaxopt
 import numpy as np
 import optax
-from tqdm.auto import tqdm
 
 import bilevel as bl
+from benchmarks.figures import bars
 from benchmarks.measure import ATOMS, L1, L2, Patches, interleaved, patches, relative_gaps, stepsize_of
-from benchmarks.page import Rows, draw, publish_all, versions
+from benchmarks.results import Results, Rows, tabulate
 
 SAMPLES, BATCH = 2994, 499
 
@@ -88,11 +85,11 @@ def gradients(dtype: Any, quick: bool, repeats: int) -> Rows:
     ours, rival = "bilevel", "JAXopt implicit, 100 steps"
     pairs = {name: interleaved({ours: both[ours], name: both[name]}, repeats) for name in both if name != ours}
     timed = {ours: pairs[rival][ours], **{name: pair[name] for name, pair in pairs.items()}}
-    ratio = {ours: "1", **{name: f"{pair[name].median / pair[ours].median:.0f}" for name, pair in pairs.items()}}
+    ratio = {ours: 1.0, **{name: pair[name].median / pair[ours].median for name, pair in pairs.items()}}
     for name in (ours, rival):
         pair = interleaved({"value": values[name], "both": both[name]}, repeats)
         value = pair["value"].median
-        backward[name] = f"{(pair['both'].median - value) / value:.2f}"
+        backward[name] = (pair["both"].median - value) / value
     rows = []
     for name in ways:
         t = timed[name]
@@ -101,12 +98,13 @@ def gradients(dtype: Any, quick: bool, repeats: int) -> Rows:
             {
                 "way": name,
                 "precision": jnp.dtype(dtype).name,
-                "value and gradient, s": f"{t.median:.4f}",
+                "value and gradient, s": t.median,
+                "spread": f"± {t.spread:.0%}",
                 "times ours": ratio[name],
-                "backward / value": backward.get(name, ""),
-                "first call, s": f"{t.first:.2f}",
-                "temporary MiB": f"{memory[name] / 2**20:.0f}",
-                "error": f"{np.linalg.norm(found - reference) / np.linalg.norm(reference):.0e}",
+                "backward / value": backward.get(name),
+                "first call, s": t.first,
+                "temporary MiB": memory[name] / 2**20,
+                "error": float(np.linalg.norm(found - reference) / np.linalg.norm(reference)),
             }
         )
     return rows
@@ -165,31 +163,22 @@ def epochs(quick: bool, repeats: int) -> Rows:
     return [
         {
             "training": name,
-            "seconds an epoch": f"{t.median:.4f}",
-            "times faster": f"{timed['JAXopt'].median / t.median:.0f}",
+            "seconds an epoch": t.median,
+            "spread": f"± {t.spread:.0%}",
+            "times faster": timed["JAXopt"].median / t.median,
         }
         for name, t in timed.items()
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer rivals, samples and repeats")
-    options = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    quick, repeats = options.quick, 3 if options.quick else 11
-    steps: list[tuple[str, Callable[[], Rows]]] = [
-        ("In 32 bits", lambda: gradients(jnp.float32, quick, repeats)),
-        ("In 64 bits", lambda: gradients(jnp.float64, quick, repeats)),
-        ("An epoch of training", lambda: epochs(quick, repeats)),
-    ]
-    tables = {title: run() for title, run in tqdm(steps, desc="hypergradient", leave=False)}
-    publish_all(options.out, "hypergradient", f"# Hypergradients of sparse codes\n\n{__doc__}", tables, versions())
+def run(quick: bool) -> Results:
+    repeats = 3 if quick else 11
+    parts: dict[str, Callable[[], Rows]] = {
+        "In 32 bits": lambda: gradients(jnp.float32, quick, repeats),
+        "In 64 bits": lambda: gradients(jnp.float64, quick, repeats),
+        "An epoch of training": lambda: epochs(quick, repeats),
+    }
+    tables = tabulate("hypergradient", parts)
     title = f"Value and gradient in a dictionary of {ATOMS} atoms, 32 bits"
-    figure = options.out / "hypergradient" / "figure.png"
-    draw(tables["In 32 bits"], "way", "value and gradient, s", "error", title, figure)
-
-
-if __name__ == "__main__":
-    main()
+    figure = bars(tables["In 32 bits"], "way", "value and gradient, s", "error", title)
+    return Results(tables, {"Seconds and error of value and gradient": figure}, "32 and 64 bits")

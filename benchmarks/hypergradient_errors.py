@@ -1,24 +1,29 @@
 """How exact hypergradients are, by every way of differentiating, in 32 and 64 bits, on four inner problems.
 
-`python -m benchmarks.hypergradient_errors --out docs` prints the table and writes it as CSV and Markdown. The error is
-that of the gradient of a held-out loss in all hyperparameters, relative, against the 64-bit hypergradient of the exact
-solution (a Newton step after a solve to 1e-12). Inner solvers run at their default tolerance: 1e-5 in 32 bits, 1e-8
-in 64; those of unrolled, truncated and one-step derivatives take 1,000 steps at most.
+The error is that of the gradient of a held-out loss in all hyperparameters, relative, against the 64-bit hypergradient
+of the exact solution (a Newton step after a solve to 1e-12). Inner solvers run at their default tolerance: 1e-5 in 32
+bits, 1e-8 in 64; those of unrolled, truncated and one-step derivatives take 1,000 steps at most. Quick: the first two
+problems only.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.page import Rows, publish
+from benchmarks.results import Results, Rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 O, S = bl.objectives, bl.solvers
 
@@ -127,22 +132,34 @@ def flat(tree: PyTree) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
 
 
-def measure() -> Rows:
+def run(quick: bool) -> Results:
     rows = {name: {"way of differentiating": name} for name in ways(jnp.float64)}
-    cells = [(p, dtype, name) for p in problems() for dtype in ("float32", "float64") for name in rows]
+    chosen = list(problems())[: 2 if quick else None]
+    cells = [(p, dtype, name) for p in chosen for dtype in ("float32", "float64") for name in rows]
     references: dict[str, np.ndarray] = {}
-    for problem, dtype, name in tqdm(cells, desc="hypergradient errors", leave=False):
+    for problem, dtype, name in tqdm(cells, desc="hypergradient errors"):
         if problem.name not in references:
             references[problem.name] = reference_of(problem)
         reference = references[problem.name]
-        try:
+        entry: Any = "not served"
+        with contextlib.suppress(ValueError):
             found = flat(gradient_of(problem, name, ways(dtype)[name], dtype))
-            entry = f"{np.linalg.norm(found - reference) / np.linalg.norm(reference):.0e}"
-        except ValueError:
-            entry = "not served"
+            entry = float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
         rows[name][f"{problem.name}, {dtype}"] = entry
-    return list(rows.values())
+    table: Rows = list(rows.values())
+    return Results({"Relative errors": table}, {"Relative errors of hypergradients": draw(table)}, "32 and 64 bits")
 
 
-if __name__ == "__main__":
-    publish("hypergradient_errors", "Errors of hypergradients", __doc__, measure)
+def draw(rows: Rows) -> "Figure":
+    """The table, in shades."""
+    names, columns = [row["way of differentiating"] for row in rows], list(rows[0])[1:]
+    digits = [[-np.log10(max(e, 1e-16)) if isinstance(e := row[c], float) else np.nan for c in columns] for row in rows]
+    figure, ax = plt.subplots(figsize=(3.2 + 0.95 * len(columns), 6), layout="constrained")
+    image = ax.imshow(np.clip(digits, 0, None), cmap="viridis", vmin=0, vmax=16, aspect="auto")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xticks(range(len(columns)), [column.replace(", ", "\n") for column in columns], fontsize=8)
+    for (i, j), value in np.ndenumerate(np.asarray(digits)):
+        text = "–" if np.isnan(value) else f"{max(value, 0):.0f}"
+        ax.text(j, i, text, ha="center", va="center", color="black" if np.isnan(value) or value > 9 else "white")
+    figure.colorbar(image, label="correct digits of the hypergradient")
+    return figure

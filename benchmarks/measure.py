@@ -1,5 +1,6 @@
 """What the benchmarks of speed share: real patches, the gap by which codes are judged, and interleaved timings."""
 
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -56,6 +57,14 @@ def relative_gaps(problem: Patches, codes: Any, l1: float = L1, l2: float = L2) 
     return gap / (0.5 * np.sum(residual**2, axis=1) + np.sum(h, axis=1))
 
 
+def rival(module: str) -> Any:
+    """A module that need not be installed, or None."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
 class Timed(NamedTuple):
     """Seconds of the first call, which compiles, and of the others; what the last one returned."""
 
@@ -66,6 +75,12 @@ class Timed(NamedTuple):
     @property
     def median(self) -> float:
         return float(np.median(self.seconds))
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a fraction of the median."""
+        low, high = np.percentile(self.seconds, [25, 75])
+        return float(high - low) / (2 * self.median)
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:

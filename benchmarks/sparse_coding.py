@@ -1,18 +1,15 @@
 """How long sparse codes take, by this library and by others, at the accuracy that each achieves.
 
-`python -m benchmarks.sparse_coding --out docs` codes patches of a photograph, 12 × 12, in 256 atoms with l1 = 0.15 and
-l2 = 0.01, in 32 bits. Every rival solves the same problem in the same run, one after the other in rounds; seconds are
-medians without compilation. Accuracy is the worst relative duality gap of a sample, computed in 64 bits, never what a
-solver says of itself. "Warm" starts from the codes of a dictionary that was 1 % away. The rivals come with
-`make .venv-bench/.installed`; those that are not installed are left out.
+Patches of a photograph, 12 × 12, are coded in 256 atoms with l1 = 0.15 and l2 = 0.01, in 32 bits. Every rival solves
+the same problem in the same run, one after the other in rounds; seconds are medians without compilation, with half the
+distance between the quartiles as their spread. Accuracy is the worst relative duality gap of a sample, computed in 64
+bits, never what a solver says of itself. "Warm" starts from the codes of a dictionary that was 1 % away. The rivals
+come with `make .venv-bench/.installed`.
 """
 
-import argparse
-import importlib
 import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -21,11 +18,11 @@ import jax.numpy as jnp
 import jaxopt
 import numpy as np
 from sklearn.decomposition import sparse_encode
-from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.measure import ATOMS, L1, L2, Patches, interleaved, moved, patches, relative_gaps, stepsize_of
-from benchmarks.page import Rows, draw, publish_all, versions
+from benchmarks.figures import bars
+from benchmarks.measure import ATOMS, L1, L2, Patches, interleaved, moved, patches, relative_gaps, rival, stepsize_of
+from benchmarks.results import Results, Rows, tabulate
 
 
 @eqx.filter_jit
@@ -43,9 +40,8 @@ def code_by_jaxopt(D: Any, X: Any, l1: Any, init: Any, steps: int, stepsize: flo
 
 
 def spams_lasso(problem: Patches, l1: float) -> Callable[[], Any] | None:
-    try:
-        spams = importlib.import_module("spams")
-    except ImportError:
+    spams = rival("spams")
+    if spams is None:
         return None
     X, D = (np.asfortranarray(x.T, np.float32) for x in (problem.X, problem.D))
     options = dict(lambda1=l1, lambda2=L2, mode=2, numThreads=bl.kernels.threads())
@@ -63,9 +59,8 @@ def by_scikit_learn(problem: Patches, algorithm: str) -> Callable[[], Any]:
 
 def by_skglm(problem: Patches) -> Callable[[], Any] | None:
     """One elastic net after the other, each warm with the last one's working set: it knows no batches."""
-    try:
-        skglm = importlib.import_module("skglm")
-    except ImportError:
+    skglm = rival("skglm")
+    if skglm is None:
         return None
     features = problem.D.shape[1]
     strength = (L1 + L2) / features
@@ -81,39 +76,34 @@ def rivals(samples: int, quick: bool, repeats: int) -> Rows:
     X, D, D_after = (jnp.asarray(x, jnp.float32) for x in (problem.X, problem.D, after.D))
     zero, l1, stepsize = jnp.zeros((samples, len(D))), jnp.asarray(L1), stepsize_of(problem.D)
     start = code(D, X, l1, zero)
-    calls: dict[str, Callable[[], Any]] = {
+    calls: dict[str, Callable[[], Any] | None] = {
         "bilevel": lambda: code(D, X, l1, zero),
         "bilevel, warm": lambda: code(D_after, X, l1, start),
         "bilevel, plain JAX": lambda: code(D, X, l1, zero, False),
         "JAXopt, 100 steps": lambda: code_by_jaxopt(D, X, l1, zero, 100, stepsize),
+        "SPAMS (LARS)": spams_lasso(problem, L1),
     }
-    spams = spams_lasso(problem, L1)
-    if spams is not None:
-        calls["SPAMS (LARS)"] = spams
     if not quick:
         calls["JAXopt, 1000 steps"] = lambda: code_by_jaxopt(D, X, l1, zero, 1000, stepsize)
         if samples <= 5000:
             calls["scikit-learn, LARS"] = by_scikit_learn(problem, "lasso_lars")
             calls["scikit-learn, coordinate descent"] = by_scikit_learn(problem, "lasso_cd")
-            skglm = by_skglm(problem)
-            if skglm is not None:
-                calls["skglm"] = skglm
-    timed = interleaved(calls, repeats)
-    base = timed["SPAMS (LARS)" if spams else "bilevel"].median
+            calls["skglm"] = by_skglm(problem)
+    timed = interleaved({name: call for name, call in calls.items() if call is not None}, repeats)
+    base = "bilevel" if calls["SPAMS (LARS)"] is None else "SPAMS (LARS)"
     rows = []
-    for name, t in timed.items():
-        codes = t.result.toarray().T if name.startswith("SPAMS") else np.asarray(t.result)
-        gap = np.max(relative_gaps(after if name.endswith("warm") else problem, codes))
-        rows.append(
-            {
-                "samples": str(samples),
-                "solver": name,
-                "seconds": f"{t.median:.4f}",
-                "of SPAMS" if spams else "of bilevel": f"{t.median / base:.3f}",
-                "first call": f"{t.first:.2f}",
-                "worst gap": f"{gap:.0e}",
-            }
-        )
+    for name in calls:
+        row: dict[str, Any] = dict.fromkeys(("samples", "solver", "seconds", "spread"))
+        row |= {f"of {base}": None, "first call": None, "worst gap": None, "samples": samples, "solver": name}
+        if name in timed:
+            t = timed[name]
+            codes = t.result.toarray().T if name.startswith("SPAMS") else np.asarray(t.result)
+            gap = float(np.max(relative_gaps(after if name.endswith("warm") else problem, codes)))
+            row |= {"seconds": t.median, "spread": f"± {t.spread:.0%}", f"of {base}": t.median / timed[base].median}
+            row |= {"first call": t.first, "worst gap": gap}
+        else:
+            row["seconds"] = "not installed"
+        rows.append(row)
     return rows
 
 
@@ -133,17 +123,17 @@ def shapes(samples: int, repeats: int) -> Rows:
                 ),
             }
             timed = interleaved(calls, repeats)
-            gaps = {name: np.max(relative_gaps(problem, t.result, strength)) for name, t in timed.items()}
+            gaps = {name: float(np.max(relative_gaps(problem, t.result, strength))) for name, t in timed.items()}
             rows.append(
                 {
-                    "atoms": str(atoms),
-                    "l1": str(strength),
-                    "nonzeros": f"{np.mean(np.sum(np.asarray(timed['bilevel'].result) != 0, axis=1)):.1f}",
-                    "seconds": f"{timed['bilevel'].median:.4f}",
-                    "worst gap": f"{gaps['bilevel']:.0e}",
-                    "JAXopt, 100 steps": f"{timed['JAXopt'].median:.4f}",
-                    "its gap": f"{gaps['JAXopt']:.0e}",
-                    "ratio": f"{timed['bilevel'].median / timed['JAXopt'].median:.3f}",
+                    "atoms": atoms,
+                    "l1": strength,
+                    "nonzeros": float(np.mean(np.sum(np.asarray(timed["bilevel"].result) != 0, axis=1))),
+                    "seconds": timed["bilevel"].median,
+                    "worst gap": gaps["bilevel"],
+                    "JAXopt, 100 steps": timed["JAXopt"].median,
+                    "its gap": gaps["JAXopt"],
+                    "ratio": timed["bilevel"].median / timed["JAXopt"].median,
                 }
             )
     return rows
@@ -163,10 +153,11 @@ def sizes(counts: tuple[int, ...], repeats: int) -> Rows:
     for name, t in interleaved(calls, repeats).items():
         rows.append(
             {
-                "samples": name,
-                "seconds": f"{t.median:.4f}",
-                "microseconds a sample": f"{1e6 * t.median / int(name):.2f}",
-                "temporary MiB": f"{memory[name] / 2**20:.0f}",
+                "samples": int(name),
+                "seconds": t.median,
+                "spread": f"± {t.spread:.0%}",
+                "microseconds a sample": 1e6 * t.median / int(name),
+                "temporary MiB": memory[name] / 2**20,
             }
         )
     return rows
@@ -185,33 +176,27 @@ def million() -> Rows:
     seconds = time.perf_counter() - start
     beyond = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) - codes.nbytes
     row = {
-        "samples": str(len(X)),
-        "seconds, with compilation": f"{seconds:.1f}",
-        "peak GiB beyond": f"{beyond / 2**30:.2f}",
+        "samples": len(X),
+        "seconds, with compilation": seconds,
+        "peak GiB beyond": beyond / 2**30,
     }
     return [row]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer rivals, samples and repeats")
-    options = parser.parse_args()
-    quick = options.quick
-    steps: list[tuple[str, Callable[[], Rows]]] = [
-        ("Rivals", lambda: rivals(3000, quick, 5 if quick else 21)),
-        ("Rivals at four times the size", lambda: rivals(3000 if quick else 12_000, quick, 3 if quick else 11)),
-        ("Dictionaries and sparsities", lambda: shapes(500 if quick else 3000, 3 if quick else 7)),
-        ("Number of samples", lambda: sizes((1000, 10_000) if quick else (1000, 10_000, 100_000), 3 if quick else 7)),
-    ]
-    if not quick:
+def run(quick: bool) -> Results:
+    parts: dict[str, Callable[[], Rows]] = {
+        "Rivals": lambda: rivals(3000, quick, 5 if quick else 21),
+        "Rivals at four times the size": lambda: rivals(12_000, quick, 3 if quick else 11),
+        "Dictionaries and sparsities": lambda: shapes(500 if quick else 3000, 3 if quick else 7),
+        "Number of samples": lambda: sizes((1000, 10_000) if quick else (1000, 10_000, 100_000), 3 if quick else 7),
+    }
+    if quick:
+        del parts["Rivals at four times the size"]
+    else:
         # First, while memory has not peaked yet.
-        steps.insert(0, ("A million samples", million))
-    tables = {title: run() for title, run in tqdm(steps, desc="sparse coding", leave=False)}
-    publish_all(options.out, "sparse_coding", f"# Sparse coding\n\n{__doc__}", tables, versions("scikit-learn"))
+        parts = {"A million samples": million, **parts}
+    with jax.enable_x64(False):
+        tables = tabulate("sparse coding", parts)
     title = f"Codes of {tables['Rivals'][0]['samples']} patches in {ATOMS} atoms"
-    draw(tables["Rivals"], "solver", "seconds", "worst gap", title, options.out / "sparse_coding" / "figure.png")
-
-
-if __name__ == "__main__":
-    main()
+    figure = bars(tables["Rivals"], "solver", "seconds", "worst gap", title)
+    return Results(tables, {"Seconds and worst duality gap": figure}, "32 bits")
