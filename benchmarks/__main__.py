@@ -56,6 +56,8 @@ def measure(name: str, quick: bool, device: jax.Device | None, out: Path) -> Non
     use_files_only()
     module = importlib.import_module(f"benchmarks.{name}")
     jax.config.update("jax_enable_x64", True)
+    # Times with compilation are to be those of a first run.
+    jax.config.update("jax_enable_compilation_cache", False)
     if device is not None:
         jax.config.update("jax_default_device", device)
     record = {"quick": quick, **environment()}

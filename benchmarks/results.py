@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 
 #: Whose versions are recorded, where they are installed.
-PACKAGES = (
-    "jax jaxlib jaxopt numpy numba equinox lineax optax scikit-learn spams-bin skglm archetypes pyunlocbox".split()
-)
+PACKAGES = "jax jaxlib jaxopt numpy numba equinox lineax optax scikit-learn spams-bin skglm archetypes pyunlocbox"
 
 
 class Results(NamedTuple):

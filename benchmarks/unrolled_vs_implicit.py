@@ -1,0 +1,273 @@
+"""What each way of differentiating costs and how right it is, against inner steps and against problem size.
+
+Four inner problems, each with one strength: ridge and binary logistic regression (badly scaled features), codes of
+patches of a photograph by an elastic net, and the dual of the multiclass support vector machine. Each way takes the
+value and the derivative of an outer loss in the logarithm of the strength, in 64 bits. All run on accelerated proximal
+gradient for exactly so many steps, Shine on L-BFGS: no tolerance stops them, and a solve that is not at its solution
+keeps its derivative. The error is relative, against the implicit derivative of a
+solve to rounding, which central differences of such solves confirm.
+
+Programs are compiled ahead, without a cache; "compile" is the time of tracing and compiling. "Temporary" is the memory
+that the compiled program asks for beside its inputs and outputs (XLA's `memory_analysis`). Seconds are medians of runs
+that take turns, with half the distance between the quartiles as their spread. The first table compares at equal
+achieved error: for each way the cheapest run, among all numbers of steps measured, whose error is at most 1e-6.
+"Forward" is forward mode through the iterations, which serves one hyperparameter at a time.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import PyTree
+from tqdm.auto import tqdm
+
+import bilevel as bl
+from benchmarks.measure import interleaved, patches
+from benchmarks.results import Results, Rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+O, S = bl.objectives, bl.solvers
+STEPS, TARGET = (10, 30, 100, 300, 1000, 3000), 1e-6
+#: The columns that a way which does not serve a problem leaves empty.
+MEASURED = ("error", "seconds", "spread", "temporary MiB", "compile s")
+
+
+class Problem(NamedTuple):
+    """min of objective(log θ) over params on `data`; outer_loss(params, held_out); `start` is log θ."""
+
+    objective: Callable[[Any], O.AbstractObjective]
+    data: PyTree
+    outer_loss: Callable[[PyTree, PyTree], Any]
+    held_out: PyTree
+    start: float
+
+
+def squared(params: O.LinearModel, held_out: PyTree) -> Any:
+    X, y = held_out
+    return jnp.mean((params(X) - y) ** 2)
+
+
+def logistic(params: O.LinearModel, held_out: PyTree) -> Any:
+    X, y = held_out
+    return jnp.mean(jax.nn.softplus(-y * params(X)))
+
+
+def of_codes(codes: PyTree, held_out: PyTree) -> Any:
+    head, signs = held_out
+    return jnp.mean(jax.nn.softplus(-signs * (codes @ head)))
+
+
+def ridge(features: int, classes: bool = False) -> Problem:
+    """Twice as many samples as features, whose scales go from 1 to 0.1; half of the samples are held out."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(4 * features, features)) * np.geomspace(1, 0.1, features)
+    y = X @ rng.normal(size=features) + rng.normal(size=len(X))
+    y = np.sign(y) if classes else y
+    train, test = (jnp.asarray(X[::2]), jnp.asarray(y[::2])), (jnp.asarray(X[1::2]), jnp.asarray(y[1::2]))
+    if classes:
+        return Problem(lambda s: O.LogisticRegression(jnp.exp(s)), train, logistic, test, float(np.log(1e-3)))
+    return Problem(lambda s: O.Ridge(jnp.exp(s)), train, squared, test, float(np.log(1e-2)))
+
+
+def codes(samples: int) -> Problem:
+    """Patches in 64 atoms; the outer loss is logistic, of a random linear head."""
+    problem = patches(samples, 64)
+    X, D = map(jnp.asarray, problem)
+    head = jnp.asarray(np.random.default_rng(2).normal(size=64))
+    objective = lambda s: O.SparseCoding(D, jnp.exp(s), 0.01)
+    return Problem(objective, X, of_codes, (head, jnp.sign(X[:, 0])), float(np.log(0.15)))
+
+
+def svm(features: int) -> Problem:
+    """60 samples of 5 classes, 60 held out; the outer loss is the squared distance of the scores to one-hot labels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=120)
+    X = rng.normal(size=(120, features)) / np.sqrt(features) + 2 * rng.normal(size=(5, features))[labels] / features
+    X, Y = jnp.asarray(X), jax.nn.one_hot(labels, 5, dtype=float)
+    train = (X[:60], Y[:60])
+
+    def loss(params: PyTree, held_out: PyTree) -> Any:
+        X, Y, pull = held_out
+        return jnp.mean((X @ pull(params) - Y) ** 2)
+
+    # W(β) = Xᵀ(Y − β) up to the factor 1 / θ.
+    pull = jax.tree_util.Partial(lambda X, Y, dual: X.T @ (Y - dual), *train)
+    return Problem(lambda s: O.MulticlassSVM(jnp.exp(s)), train, loss, (X[60:], Y[60:], pull), float(np.log(0.3)))
+
+
+class Family(NamedTuple):
+    """A problem of a given size, what size is, the size at which steps vary, and the sizes."""
+
+    make: Callable[[int], Problem]
+    unit: str
+    size: int
+    sizes: tuple[int, ...]
+
+
+FAMILIES = {
+    "ridge": Family(ridge, "features", 100, (30, 100, 300, 1000)),
+    "elastic-net codes": Family(codes, "samples", 100, (30, 100, 300, 1000)),
+    "multiclass SVM": Family(svm, "features", 300, (100, 300, 1000, 3000, 10_000)),
+    "logistic regression": Family(lambda n: ridge(n, classes=True), "features", 100, (30, 100, 300, 1000)),
+}
+
+FORWARD = "Unrolled, forward"
+
+
+def ways() -> dict[str, bl.AbstractDifferentiation]:
+    every = {
+        "Implicit": bl.Implicit(),
+        "Unrolled": bl.Unrolled(),
+        "Unrolled, checkpointed": bl.Unrolled(checkpoint=True),
+        FORWARD: bl.Unrolled(),
+        "Truncated, 10 steps": bl.Truncated(10),
+        "OneStep": bl.OneStep(),
+        "Shine (L-BFGS)": bl.Shine(),
+        "JaxoptImplicit": bl.JaxoptImplicit(),
+    }
+    return {name: diff.with_policy("ignore") for name, diff in every.items()}
+
+
+def loss_of(problem: Problem, solver: S.AbstractSolver | None, diff: bl.AbstractDifferentiation) -> Callable:
+    def loss(s: Any, data: PyTree, held_out: PyTree) -> Any:
+        solution = bl.argmin(problem.objective(s), data, solver=solver, diff=diff, throw=False)
+        return problem.outer_loss(solution.params, held_out)
+
+    return loss
+
+
+def reference(problem: Problem) -> float:
+    """The implicit derivative at a solution to rounding; finite differences of such solutions must say the same."""
+    solver = S.ProximalGradient(tol=1e-13, max_steps=100_000)
+    loss = jax.jit(jax.value_and_grad(loss_of(problem, solver, bl.Implicit(on_failure="ignore"))))
+    at = lambda s: [float(x) for x in loss(jnp.asarray(s), problem.data, problem.held_out)]
+    exact, h = at(problem.start)[1], 1e-5
+    difference = (at(problem.start + h)[0] - at(problem.start - h)[0]) / (2 * h)
+    assert abs(difference - exact) <= 1e-4 * abs(exact), (difference, exact)
+    return exact
+
+
+class Program(NamedTuple):
+    """Compiled: value and derivative; seconds of tracing and compiling; bytes of temporary memory."""
+
+    call: Callable[[], Any]
+    seconds: float
+    temporary: int
+
+
+def compiled(problem: Problem, name: str, diff: bl.AbstractDifferentiation, steps: int) -> Program:
+    kind = S.LBFGS if isinstance(diff, bl.Shine) else S.ProximalGradient
+    loss = loss_of(problem, kind(max_steps=steps, tol=1e-30), diff)
+
+    def along(s: Any, data: PyTree, held_out: PyTree) -> Any:
+        return jax.jvp(lambda s: loss(s, data, held_out), (s,), (jnp.ones_like(s),))
+
+    args = (jnp.asarray(problem.start), problem.data, problem.held_out)
+    start = time.perf_counter()
+    program = jax.jit(along if name == FORWARD else jax.value_and_grad(loss)).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    return Program(lambda: program(*args), seconds, program.memory_analysis().temp_size_in_bytes)
+
+
+def compare(problem: Problem, key: dict[str, Any], steps: int, repeats: int, exact: float) -> Rows:
+    """A row for each way, at so many inner steps."""
+    programs: dict[str, Program] = {}
+    refused: dict[str, str] = {}
+    for name, diff in ways().items():
+        try:
+            programs[name] = compiled(problem, name, diff, steps)
+        except ValueError as error:
+            refused[name] = str(error).split(". ")[0].split(":")[0]
+    timed = interleaved({name: program.call for name, program in programs.items()}, repeats)
+    rows: Rows = []
+    for name in ways():
+        row = {**key, "inner steps": steps, "way": name, **dict.fromkeys(MEASURED), "note": refused.get(name)}
+        if name in timed:
+            t, program = timed[name], programs[name]
+            error = abs(float(t.result[1]) - exact) / abs(exact)
+            row |= {"error": error, "seconds": t.median, "spread": f"± {t.spread:.0%}"}
+            row |= {"temporary MiB": program.temporary / 2**20, "compile s": program.seconds}
+        rows.append(row)
+    return rows
+
+
+def run(quick: bool) -> Results:
+    repeats = 3 if quick else 11
+    steps = (10, 100, 1000) if quick else STEPS
+    cells = [(family, FAMILIES[family].size, k) for family in FAMILIES for k in steps]
+    for family in FAMILIES:
+        sizes = FAMILIES[family].sizes
+        cells += [(family, size, 100 if quick else 300) for size in (sizes[:3:2] if quick else sizes)]
+    by_steps: Rows = []
+    by_size: Rows = []
+    exact: dict[tuple[str, int], float] = {}
+    for index, (family, size, k) in enumerate(tqdm(cells, desc="unrolled vs implicit")):
+        problem = FAMILIES[family].make(size)
+        if (family, size) not in exact:
+            exact[family, size] = reference(problem)
+        rows = by_steps if index < len(FAMILIES) * len(steps) else by_size
+        key = {"problem": family, "size": size}
+        rows += compare(problem, key, k, repeats, exact[family, size])
+    tables = {"At equal achieved error": at_equal_error(by_steps), "Inner steps": by_steps, "Problem size": by_size}
+    figures = {
+        "Against inner steps": draw(by_steps, "inner steps", ("error", "seconds", "temporary MiB")),
+        "Error against seconds": draw(by_steps, "seconds", ("error",)),
+        "Against problem size": draw(by_size, "size", ("seconds", "temporary MiB", "compile s")),
+    }
+    return Results(tables, figures, "64 bits")
+
+
+def at_equal_error(rows: Rows) -> Rows:
+    """The cheapest run of each way within the target, problem by problem."""
+    best: Rows = []
+    for family in FAMILIES:
+        for name in ways():
+            mine = [row for row in rows if row["problem"] == family and row["way"] == name]
+            met = [row for row in mine if row["error"] is not None and row["error"] <= TARGET]
+            row = {"problem": family, "way": name, "inner steps": None, **dict.fromkeys(MEASURED), "note": None}
+            if met:
+                cheapest = min(met, key=lambda row: row["seconds"])
+                row |= {column: cheapest[column] for column in ("inner steps", *MEASURED)}
+            elif mine[0]["note"] is None:
+                lowest = min((r["error"] for r in mine if np.isfinite(r["error"])), default=np.nan)
+                row["note"] = f"not met; least error {lowest:.0e}"
+            else:
+                row["note"] = mine[0]["note"]
+            best.append(row)
+    return best
+
+
+STYLES = ("tab:red", "tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:brown", "tab:purple", "tab:gray")
+MARKERS = "osv^DPX*"
+
+
+def draw(rows: Rows, across: str, quantities: tuple[str, ...]) -> "Figure":
+    """A column for each problem, a row for each quantity, a line for each way."""
+    size = (13, 1.2 + 2.9 * len(quantities))
+    figure, grid = plt.subplots(
+        len(quantities), len(FAMILIES), figsize=size, layout="constrained", squeeze=False, sharex="col", sharey="row"
+    )
+    for (i, j), ax in np.ndenumerate(grid):
+        quantity, family = quantities[i], list(FAMILIES)[j]
+        for name, color, marker in zip(ways(), STYLES, MARKERS, strict=True):
+            mine = [r for r in rows if r["problem"] == family and r["way"] == name and r["seconds"] is not None]
+            # Errors below rounding are all alike.
+            values = [max(r[quantity], 1e-16) if quantity == "error" else r[quantity] for r in mine]
+            options: dict[str, Any] = dict(color=color, marker=marker, ms=5, lw=2.5 if name == "Implicit" else 1.3)
+            ax.plot([r[across] for r in mine], values, label=name, **options)
+        ax.set(xscale="log", yscale="log")
+        ax.grid(alpha=0.3)
+        if i == 0:
+            ax.set_title(family)
+        if i == len(quantities) - 1:
+            ax.set_xlabel(FAMILIES[family].unit if across == "size" else across)
+        if j == 0:
+            ax.set_ylabel({"error": "relative error", "compile s": "seconds to compile"}.get(quantity, quantity))
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
