@@ -9,7 +9,7 @@ in its second epoch, JAXopt's the same steps around its `ProximalGradient(implic
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -110,55 +110,82 @@ def gradients(dtype: Any, quick: bool, repeats: int) -> Rows:
     return rows
 
 
-def epochs(quick: bool, repeats: int) -> Rows:
-    problem = patches(2 * BATCH if quick else 6 * BATCH)
-    X, D = (jnp.asarray(x, jnp.float32) for x in problem)
-    signs = jnp.sign(X[:, 0])
-    head = jnp.asarray(np.random.default_rng(2).normal(size=len(D)), jnp.float32)
-    steps, zero = len(X) // BATCH, jnp.zeros((len(X), len(D)), jnp.float32)
-    optimizer, stepsize = optax.adam(1e-3), stepsize_of(problem.D)
+class Training(NamedTuple):
+    """`epoch(state)` is the next state; `read(state)` is the pair of dictionary and head; `state`, the first."""
 
-    bilevel_problem = bl.BilevelProblem(
+    epoch: Callable[[Any], Any]
+    read: Callable[[Any], tuple[Any, Any]]
+    state: Any
+
+
+class Task(NamedTuple):
+    """Samples and signs in batches; where dictionary and head start; the outer optimizer."""
+
+    X: Any
+    signs: Any
+    D: Any
+    head: Any
+    batch: int
+    optimizer: optax.GradientTransformation
+
+
+def by_bilevel(task: Task) -> Training:
+    problem = bl.BilevelProblem(
         lambda variables, codes, batch: task_loss(codes, variables.task, batch[1]),
-        bl.Variables(bl.objectives.SparseCoding(D, L1, L2), task=head),
+        bl.Variables(bl.objectives.SparseCoding(task.D, L1, L2), task=task.head),
         inner_data=lambda batch: batch[0],
         train=lambda variables: (variables.objective.dictionary, variables.task),
         constraints=[bl.Constrained(lambda variables: variables.objective.dictionary, bl.prox.UnitSphere())],
     )
-    trainer = bl.Trainer(bilevel_problem, optimizer, batch_size=BATCH)
+    trainer, data = bl.Trainer(problem, task.optimizer, batch_size=task.batch), (task.X, task.signs)
 
     @eqx.filter_jit
     def epoch(state: Any, data: Any) -> Any:
         arrays, static = eqx.partition(state, eqx.is_array)
         step = lambda arrays, _: (eqx.filter(trainer.step(eqx.combine(arrays, static), data)[0], eqx.is_array), None)
-        return eqx.combine(jax.lax.scan(step, arrays, length=steps)[0], static)
+        return eqx.combine(jax.lax.scan(step, arrays, length=len(data[0]) // task.batch)[0], static)
 
-    first = epoch(trainer.init((X, signs), jax.random.key(0)), (X, signs))
+    read = lambda state: (state.variables.objective.dictionary, state.variables.task)
+    return Training(lambda state: epoch(state, data), read, trainer.init(data, jax.random.key(0)))
+
+
+def by_jaxopt(task: Task, stepsize: float, inner_steps: int) -> Training:
+    """The same steps, written around JAXopt's `ProximalGradient`, each from the last codes of its samples."""
+    count = len(task.X) // task.batch
 
     @jax.jit
-    def epoch_by_jaxopt(trained: Any, state: Any, codes: Any, X: Any, signs: Any) -> Any:
-        batches = tuple(x.reshape(steps, BATCH, *x.shape[1:]) for x in (X, signs, codes))
+    def epoch(trained: Any, state: Any, codes: Any, X: Any, signs: Any) -> Any:
+        batches = tuple(x.reshape(count, task.batch, *x.shape[1:]) for x in (X, signs, codes))
 
         def step(carry: Any, batch: Any) -> Any:
             (trained, state), (X, signs, init) = carry, batch
 
             def loss(trained: Any) -> Any:
-                codes = codes_by_jaxopt(trained[0], X, init, stepsize, 100)
+                codes = codes_by_jaxopt(trained[0], X, init, stepsize, inner_steps)
                 return task_loss(codes, trained[1], signs), codes
 
             gradient, codes = jax.grad(loss, has_aux=True)(trained)
-            updates, state = optimizer.update(gradient, state)
+            updates, state = task.optimizer.update(gradient, state)
             D, head = optax.apply_updates(trained, updates)
             return ((D / jnp.linalg.norm(D, axis=1, keepdims=True), head), state), codes
 
-        return jax.lax.scan(step, (trained, state), batches)
+        (trained, state), after = jax.lax.scan(step, (trained, state), batches)
+        return trained, state, after.reshape(codes.shape)
 
-    (after, state), codes = epoch_by_jaxopt((D, head), optimizer.init((D, head)), zero, X, signs)
-    codes = codes.reshape(zero.shape)
-    calls = {
-        "bilevel": lambda: eqx.filter(epoch(first, (X, signs)), eqx.is_inexact_array),
-        "JAXopt": lambda: epoch_by_jaxopt(after, state, codes, X, signs),
-    }
+    start = (task.D, task.head)
+    zero = jnp.zeros((len(task.X), len(task.D)), task.X.dtype)
+    advance = lambda state: epoch(*state, task.X, task.signs)
+    return Training(advance, lambda state: state[0], (start, task.optimizer.init(start), zero))
+
+
+def epochs(quick: bool, repeats: int) -> Rows:
+    problem = patches(2 * BATCH if quick else 6 * BATCH)
+    X, D = (jnp.asarray(x, jnp.float32) for x in problem)
+    head = jnp.asarray(np.random.default_rng(2).normal(size=len(D)), jnp.float32)
+    task = Task(X, jnp.sign(X[:, 0]), D, head, BATCH, optax.adam(1e-3))
+    trainings = {"bilevel": by_bilevel(task), "JAXopt": by_jaxopt(task, stepsize_of(problem.D), 100)}
+    # The second epoch, which starts from the codes of the first.
+    calls = {name: lambda t=t, after=t.epoch(t.state): t.read(t.epoch(after)) for name, t in trainings.items()}
     timed = interleaved(calls, repeats)
     return [
         {
