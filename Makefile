@@ -27,7 +27,7 @@ help:
 	@echo "make test   lint, types, architecture and unit tests"
 	@echo "make env    the environment alone, in $(VENV)"
 	@echo "make oldest the unit tests on the oldest supported dependencies"
-	@echo "make bench  benchmarks of speed against SPAMS, scikit-learn and JAXopt, into $(BENCH_OUT)/"
+	@echo "make bench  the benchmarks in their quick sizes, against SPAMS, scikit-learn and JAXopt, into $(BENCH_OUT)/"
 	@echo "make lock   resolve the dependencies anew into requirements.lock"
 	@echo "make clean  remove environments, caches and results"
 
@@ -80,9 +80,11 @@ oldest: .venv-oldest/.installed
 	"$(UV)" pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+# The quick set; one in full: .venv-bench/bin/python -m benchmarks NAME. Figures with compilation are those of a first run.
+BENCHMARKS ?= sparse_coding hypergradient unrolled_vs_implicit dictionary_training certificates hypergradient_errors
 bench: .venv-bench/.installed
-	.venv-bench/bin/python -m benchmarks.sparse_coding --out $(BENCH_OUT)
-	.venv-bench/bin/python -m benchmarks.hypergradient --out $(BENCH_OUT)
+	for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks $$name --quick --out $(BENCH_OUT); done
+	.venv-bench/bin/python -m benchmarks report --out $(BENCH_OUT)
 
 lock: | $(UV)
 	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \

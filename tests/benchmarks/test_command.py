@@ -1,0 +1,138 @@
+"""`python -m benchmarks`: what it lists, refuses and writes; and what the benchmarks compute beside times."""
+
+import base64
+import csv
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import hypergradient_errors, sparse_coding, unrolled_vs_implicit
+from benchmarks.__main__ import found, main
+from benchmarks.dictionary_training import time_to
+from benchmarks.measure import Timed
+from benchmarks.results import Results, slug, write
+
+NAMES = "certificates dictionary_training hypergradient hypergradient_errors sparse_coding unrolled_vs_implicit".split()
+
+
+@pytest.fixture
+def own_configuration():
+    """The command's choices end with the test."""
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+def test_the_list_names_every_benchmark_and_what_it_asks(capsys):
+    main([])
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.split()[0]: line for line in lines}
+    assert set(NAMES) <= set(found()) and {*found(), "report"} == set(listed)
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["sparse_codes"])
+    message = capsys.readouterr().err
+    assert error.value.code == 2 and "'sparse_codes'" in message and "sparse_coding" in message
+
+
+def test_a_device_that_is_not_there(capsys):
+    if any(device.platform == "tpu" for device in jax.devices()):
+        pytest.skip("there is a TPU")
+    with pytest.raises(SystemExit):
+        main(["certificates", "--device", "tpu"])
+    assert "no tpu" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "--out", str(tmp_path)])
+    assert "no results" in capsys.readouterr().err
+
+
+def test_a_run_writes_tables_figures_and_what_was_measured_on_what(tmp_path, monkeypatch, capsys, own_configuration):
+    all_ways, first = hypergradient_errors.ways, next(hypergradient_errors.problems())
+    chosen = ("Implicit (direct or CG)", "Shine (on L-BFGS)")
+    monkeypatch.setattr(hypergradient_errors, "ways", lambda dtype: {name: all_ways(dtype)[name] for name in chosen})
+    monkeypatch.setattr(hypergradient_errors, "problems", lambda: iter([first]))
+    main(["hypergradient_errors", "--quick", "--out", str(tmp_path)])
+    folder = tmp_path / "hypergradient_errors"
+    record = json.loads((folder / "results.json").read_text())
+    assert record["benchmark"] == "hypergradient_errors" and record["quick"] and record["seconds"] > 0
+    assert {"bilevel", "Python", "jax", "numpy"} <= set(record["versions"])
+    assert record["device"].startswith(jax.devices()[0].platform) and record["cores"] >= 1
+    assert record["precision"] == "32 and 64 bits" and re.match(r"[0-9a-f]{40}|unknown", record["commit"])
+    rows = list(csv.DictReader((folder / "relative_errors.csv").open()))
+    assert [row["way of differentiating"] for row in rows] == list(chosen)
+    errors = [float(row["ridge, float64"]) for row in rows]
+    assert errors == [row["ridge, float64"] for row in record["tables"]["Relative errors"]]
+    assert errors[0] <= 1e-10 < errors[1]
+    (figure,) = (folder / name for name in record["figures"].values())
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "hypergradient_errors.md").read_text()
+    assert page in capsys.readouterr().out.replace("\r", "") and f"({folder.name}/{figure.name})" in page
+
+    main(["report", "--out", str(tmp_path)])
+    report = (tmp_path / "report.html").read_text()
+    assert base64.b64encode(figure.read_bytes()).decode() in report and "Shine (on L-BFGS)" in report
+    assert re.findall(r'(?:src|href)="(?!data:|#)', report) == [] and "@import" not in report
+
+
+def test_a_second_run_leaves_nothing_of_the_first(tmp_path):
+    record = {"quick": True, "versions": {}, "device": "cpu", "cores": 1, "commit": "unknown", "seconds": 0.0}
+    for title in ("Before", "After"):
+        write("name", "Text.", Results({title: [{"a": 0.123456, "b": None}]}, {}, "64 bits"), record, tmp_path)
+    assert [path.name for path in (tmp_path / "name").glob("*.csv")] == ["after.csv"]
+    assert "| 0.123 |  |" in (tmp_path / "name.md").read_text() and slug("A b, (c)") == "a_b_c"
+
+
+def test_spread():
+    assert Timed(0.0, [1.0, 2.0, 3.0, 4.0, 5.0], None).spread == pytest.approx(1 / 3)
+
+
+def test_a_rival_that_is_not_installed_is_said_in_the_table(monkeypatch):
+    monkeypatch.setattr(sparse_coding, "rival", lambda _: None)
+    with jax.enable_x64(False):
+        rows = sparse_coding.rivals(40, True, 1)
+    (spams,) = [row for row in rows if row["solver"].startswith("SPAMS")]
+    assert spams["seconds"] == "not installed" and all(set(row) == set(rows[0]) for row in rows)
+    (ours,) = [row for row in rows if row["solver"] == "bilevel"]
+    assert ours["worst gap"] <= 1e-5 and ours["of bilevel"] == 1
+
+
+def test_time_to_a_target():
+    rows = [
+        {"learner": name, "seconds": float(s), "loss": loss}
+        for name, s, loss in (("a", 1, 3), ("a", 2, 1), ("b", 3, 2))
+    ]
+    rows.append({"learner": "c", "seconds": "not installed", "loss": None})
+    table = time_to(rows, "learner", "loss", {"near": 2, "nearer": 1})
+    assert table[0] == {"target": "near", "loss": 2, "a, s": 2.0, "b, s": 3.0, "c, s": "not installed"}
+    assert table[1]["b, s"] == "not met"
+
+
+def test_the_reference_of_the_ways_is_the_closed_form_of_ridge_regression():
+    problem = unrolled_vs_implicit.ridge(6)
+    (X, y), (V, z), alpha = (*map(np.asarray, problem.data),), (*map(np.asarray, problem.held_out),), 1e-2
+    M = X.T @ X / len(X) + alpha * np.eye(6)
+    w = np.linalg.solve(M, X.T @ y / len(X))
+    slope = 2 * V.T @ (V @ w - z) / len(V)
+    assert unrolled_vs_implicit.reference(problem) == pytest.approx(-alpha * slope @ np.linalg.solve(M, w), rel=1e-9)
+
+
+def test_the_cheapest_run_within_the_target():
+    ways = list(unrolled_vs_implicit.ways())
+    row = lambda way, steps, error, seconds, note=None: {
+        "problem": "ridge", "way": way, "inner steps": steps, "error": error, "seconds": seconds, "note": note,
+        "spread": None, "temporary MiB": None, "compile s": None,
+    }  # fmt: skip
+    rows = [row(way, 10, 1e-2, 0.1) for way in ways[1:-1]] + [row(ways[-1], 10, None, None, "refused")]
+    rows += [row(ways[0], 10, 1e-3, 0.1), row(ways[0], 100, 1e-7, 0.2), row(ways[0], 1000, 1e-9, 0.3)]
+    best = {row["way"]: row for row in unrolled_vs_implicit.at_equal_error(rows)}
+    assert best[ways[0]]["inner steps"] == 100 and best[ways[-1]]["note"] == "refused"
+    assert best[ways[1]]["seconds"] is None and "1e-02" in best[ways[1]]["note"]
