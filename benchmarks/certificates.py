@@ -216,8 +216,8 @@ def draw(studies: dict[str, Study]) -> "Figure":
             (found.counts & ~found.settled, "tab:orange", "support not settled"),
             (found.counts & found.settled, "tab:blue", "support settled"),
         ):
-            ax.plot(found.true[points], found.estimated[points], ".", ms=3, alpha=0.4, color=color, label=label)
-        ax.plot([1e-12, 1], [1e-12, 1], "k", lw=1)
+            ax.plot(found.true[points], found.estimated[points], ".", ms=4, alpha=0.5, color=color, label=label)
+        ax.plot([1e-10, 1], [1e-10, 1], color="silver", lw=5, zorder=0)
         ax.set(xscale="log", yscale="log", title=name, xlabel="true relative error")
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("the certificate's estimate")

@@ -8,6 +8,7 @@ training is 6 steps on 499 patches each: codes, gradient, Adam, unit atoms; this
 in its second epoch, JAXopt's the same steps around its `ProximalGradient(implicit_diff=True)`, from the last codes too.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,9 +37,14 @@ def codes_by_bilevel(D: Any, X: Any, init: Any, solver: Any = None, diff: Any = 
     return bl.argmin(coding, X, init=init, throw=False, **options).params
 
 
-def codes_by_jaxopt(D: Any, X: Any, init: Any, stepsize: float, steps: int, implicit: bool = True) -> Any:
+def codes_by_jaxopt(
+    D: Any, X: Any, init: Any, stepsize: float, steps: int, implicit: bool = True, adjoint_steps: int | None = None
+) -> Any:
+    """`adjoint_steps` limits its conjugate gradient on the normal equations, which by itself takes ten for each code."""
     loss = lambda codes, D, X: 0.5 * jnp.sum((X - codes @ D) ** 2) + 0.5 * L2 * jnp.sum(codes**2)
     options: dict[str, Any] = dict(maxiter=steps, tol=0.0, implicit_diff=implicit, unroll=not implicit)
+    if adjoint_steps is not None:
+        options["implicit_diff_solve"] = functools.partial(jaxopt.linear_solve.solve_normal_cg, maxiter=adjoint_steps)
     solver = jaxopt.ProximalGradient(loss, jaxopt.prox.prox_lasso, stepsize=stepsize, **options)
     return solver.run(init, jnp.asarray(L1, X.dtype), D=D, X=X).params
 
@@ -149,7 +155,7 @@ def by_bilevel(task: Task) -> Training:
     return Training(lambda state: epoch(state, data), read, trainer.init(data, jax.random.key(0)))
 
 
-def by_jaxopt(task: Task, stepsize: float, inner_steps: int) -> Training:
+def by_jaxopt(task: Task, stepsize: float, inner_steps: int, adjoint_steps: int | None = None) -> Training:
     """The same steps, written around JAXopt's `ProximalGradient`, each from the last codes of its samples."""
     count = len(task.X) // task.batch
 
@@ -161,7 +167,7 @@ def by_jaxopt(task: Task, stepsize: float, inner_steps: int) -> Training:
             (trained, state), (X, signs, init) = carry, batch
 
             def loss(trained: Any) -> Any:
-                codes = codes_by_jaxopt(trained[0], X, init, stepsize, inner_steps)
+                codes = codes_by_jaxopt(trained[0], X, init, stepsize, inner_steps, adjoint_steps=adjoint_steps)
                 return task_loss(codes, trained[1], signs), codes
 
             gradient, codes = jax.grad(loss, has_aux=True)(trained)
