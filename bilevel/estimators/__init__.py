@@ -5,3 +5,4 @@ from bilevel.estimators.task_driven import (
     TaskDrivenDictionaryClassifier as TaskDrivenDictionaryClassifier,
     TaskDrivenDictionaryRegressor as TaskDrivenDictionaryRegressor,
 )
+from bilevel.estimators.tuned import ElasticNetTuned as ElasticNetTuned, RidgeTuned as RidgeTuned

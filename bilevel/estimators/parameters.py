@@ -35,6 +35,10 @@ def _is_positive(value: Any) -> bool:
     return _is_finite(value) and value > 0
 
 
+def _is_ratio_or_none(value: Any) -> bool:
+    return value is None or (_is_positive(value) and value <= 1)
+
+
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool | np.bool_ | Integral)
 
@@ -55,4 +59,7 @@ _WANTED = {
     "learning_rate": (_is_positive, "finite and positive"),
     "random_state": (_is_seed, "None, a whole number from 0 to 2**32 - 1, or a numpy.random.RandomState"),
     "verbose": (_is_flag, "True or False"),
+    "l1_ratio": (_is_ratio_or_none, "above 0 and at most 1, or None to choose l1 and l2 both"),
+    "per_feature": (_is_flag, "True or False"),
+    "fit_intercept": (_is_flag, "True or False"),
 }
