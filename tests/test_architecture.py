@@ -20,7 +20,7 @@ FLOORS = {
     "estimators": 6,
 }
 # Side rooms, for demos and notebooks: they may look at every floor below, and none imports them.
-FLOORS |= {"datasets": 6, "plots": 6}
+FLOORS |= {"datasets": 6, "plots": 6, "studies": 6}
 ABOVE_ALL = 7
 JAXOPT_ROOM = "bilevel.solvers.jaxopt_adapter"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

@@ -1,7 +1,7 @@
 """The L1 + L2 clamp problem: a nonsmooth problem solved by a formula, with kinks where they can be seen."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, finite, positive
 from bilevel.objectives.base import AbstractExactObjective
@@ -22,7 +22,7 @@ class Clamp(AbstractExactObjective):
     mu: Scalar
     c: Scalar
 
-    def __init__(self, z0, mu, c=1.0):
+    def __init__(self, z0: ArrayLike, mu: ArrayLike, c: ArrayLike = 1.0):
         self.z0 = as_float_array("z0", z0)
         self.mu = as_float_array("mu", mu, ndim=0).astype(self.z0.dtype)
         self.c = as_float_array("c", c, ndim=0).astype(self.z0.dtype)
