@@ -49,16 +49,16 @@ def folds(X: np.ndarray, y: np.ndarray, splits: Iterable[Split], fit_intercept: 
         if len(train) == 0 or len(validation) == 0:
             raise ValueError("`cv` has a split without training samples, or without others. Use fewer splits.")
     # Wide enough for all samples at once, too.
-    rows, width = (round_up(min(X.shape)), round_up(X.shape[1]))
-    parts = (
-        [centered(X, y, t, t, fit_intercept) for t, _ in pairs],
-        [centered(X, y, v, t, fit_intercept) for t, v in pairs],
-    )
-    trains, validations = ([compressed(part.X, part.y, rows, width) for part in each] for each in parts)
-    scale = np.asarray(rows, X.dtype) ** 0.5
-    stack = lambda each, factor: tuple(jnp.asarray(factor * np.stack([part[i] for part in each])) for i in (0, 1))
-    rest = jnp.asarray(np.array([part[2] for part in validations], X.dtype))
-    return Folds(stack(trains, scale), stack(validations, np.asarray(1, X.dtype)), rest)
+    rows, width = round_up(min(X.shape)), round_up(X.shape[1])
+
+    def part(of: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        samples = centered(X, y, of, by, fit_intercept)
+        return compressed(samples.X, samples.y, rows, width)
+
+    A, B, _ = zip(*(part(train, train) for train, _ in pairs), strict=True)
+    C, D, rest = zip(*(part(validation, train) for train, validation in pairs), strict=True)
+    scale, stack = np.asarray(rows, X.dtype) ** 0.5, lambda parts: jnp.asarray(np.stack(parts))
+    return Folds((scale * stack(A), scale * stack(B)), (stack(C), stack(D)), jnp.asarray(rest, X.dtype))
 
 
 def everything(X: np.ndarray, y: np.ndarray, fit_intercept: bool, like: Folds) -> tuple[Folds, Centered]:
@@ -68,7 +68,7 @@ def everything(X: np.ndarray, y: np.ndarray, fit_intercept: bool, like: Folds) -
     rows, width = like.train[0].shape[1:]
     A, B, _ = compressed(whole.X, whole.y, rows, width)
     scale = np.asarray(rows, X.dtype) ** 0.5
-    train = tuple(jnp.broadcast_to(scale * part, old.shape) for part, old in zip((A, B), like.train, strict=True))
+    train = jnp.broadcast_to(scale * A, like.train[0].shape), jnp.broadcast_to(scale * B, like.train[1].shape)
     return eqx.tree_at(lambda f: f.train, like, train), whole
 
 

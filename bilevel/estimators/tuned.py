@@ -63,7 +63,8 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=FLOATS, multi_output=True, y_numeric=True, ensure_min_samples=2)
         y = y.astype(X.dtype)
         targets = y.reshape(len(y), -1)
-        splits = check_cv(self.cv).split(X, y)
+        splitter: Any = check_cv(self.cv)
+        splits = splitter.split(X, y)
         with precision(X.dtype):
             data = folds(X, targets, splits, self.fit_intercept)
             found, weights = self._tune(data, X.shape[1])

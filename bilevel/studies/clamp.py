@@ -103,8 +103,8 @@ def clamp_study(
     solvers = {name: s for name, s in solvers.items() if not isinstance(s, OptaxSolver) and not s.on_host()}
     solutions = {}
     for name, solver in solvers.items():
-        (z, moved, steps, success), seconds = timed(lambda solver=solver: _solve(solver, z0, mu, c))
-        solutions[name] = ClampSolution(z, *moved, steps, success, seconds)
+        (z, (d_mu, d_z0, d_c), steps, success), seconds = timed(lambda solver=solver: _solve(solver, z0, mu, c))
+        solutions[name] = ClampSolution(z, d_mu, d_z0, d_c, steps, success, seconds)
     rate = jnp.asarray(learning_rate, z0.dtype)
     stepsize = 1 / (2 * jnp.max(mu))
     (_, proximal), proximal_seconds = timed(lambda: _descend(z0, mu, c, stepsize, proximal_steps))
