@@ -57,7 +57,7 @@ def folds(X: np.ndarray, y: np.ndarray, splits: Iterable[Split], fit_intercept: 
 
     A, B, _ = zip(*(part(train, train) for train, _ in pairs), strict=True)
     C, D, rest = zip(*(part(validation, train) for train, validation in pairs), strict=True)
-    scale, stack = np.asarray(rows, X.dtype) ** 0.5, lambda parts: jnp.asarray(np.stack(parts))
+    scale, stack = jnp.sqrt(jnp.asarray(rows, X.dtype)), lambda parts: jnp.asarray(np.stack(parts))
     return Folds((scale * stack(A), scale * stack(B)), (stack(C), stack(D)), jnp.asarray(rest, X.dtype))
 
 
@@ -67,7 +67,7 @@ def everything(X: np.ndarray, y: np.ndarray, fit_intercept: bool, like: Folds) -
     whole = centered(X, y, samples, samples, fit_intercept)
     rows, width = like.train[0].shape[1:]
     A, B, _ = compressed(whole.X, whole.y, rows, width)
-    scale = np.asarray(rows, X.dtype) ** 0.5
+    scale = jnp.sqrt(jnp.asarray(rows, X.dtype))
     train = jnp.broadcast_to(scale * A, like.train[0].shape), jnp.broadcast_to(scale * B, like.train[1].shape)
     return eqx.tree_at(lambda f: f.train, like, train), whole
 

@@ -300,7 +300,7 @@ class ElasticNetTuned(AbstractTuned):
 
     def _family(self, dtype: Any) -> ElasticNets:
         ratio = None if self.l1_ratio is None else jnp.asarray(self.l1_ratio, dtype)
-        return ElasticNets(ratio, jnp.asarray(1e-5 if dtype == np.float32 else 1e-7, dtype))
+        return ElasticNets(ratio, jnp.asarray(1e-5 if dtype == np.float32 else 1e-9, dtype))
 
     def _grid(self, data: Folds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # From l1 = max |Xᵀ y| / n on, all weights are zero.

@@ -126,7 +126,9 @@ def _solve(solver: AbstractSolver, z0: Array, mu: Array, c: Array) -> tuple[Arra
         # Each coordinate depends on its own z₀ alone, so that one direction gives all of its derivatives in z₀.
         point = (mu, z0, c)
         found, push, (steps, success) = jax.linearize(z, *point, has_aux=True)
-        directions = [tuple(jnp.ones_like(x) * (i == j) for j, x in enumerate(point)) for i in range(3)]
+        directions = [
+            tuple((jnp.ones_like if i == j else jnp.zeros_like)(x) for j, x in enumerate(point)) for i in range(3)
+        ]
         return found, tuple(push(*direction) for direction in directions), steps, success
 
     return jax.vmap(at)(mu)
