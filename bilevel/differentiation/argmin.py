@@ -10,10 +10,10 @@ from bilevel.core import RESULTS, InnerSolveError, Solution, tree
 from bilevel.core.requirements import Requirement, all_hold, finite, guard, is_traced, raise_where_violated
 from bilevel.differentiation.base import AbstractDifferentiation
 from bilevel.differentiation.implicit import Implicit
-from bilevel.objectives import AbstractExactObjective, AbstractObjective, FunctionObjective, SparseCoding
+from bilevel.objectives import AbstractObjective, FunctionObjective
 from bilevel.objectives.base import check_precision
 from bilevel.objectives.partitioned import partition
-from bilevel.solvers import LBFGS, AbstractSolver, Exact, ProximalGradient, SparseCoder
+from bilevel.solvers import LBFGS, AbstractSolver, ProximalGradient, specialist
 
 
 def argmin(
@@ -79,11 +79,8 @@ def argmin(
 
 def default_solver(objective: AbstractObjective) -> AbstractSolver:
     """The best solver there is for this objective."""
-    if isinstance(objective, AbstractExactObjective):
-        return Exact()
-    if isinstance(objective, SparseCoding) and objective.loss is None:
-        return SparseCoder()
-    return LBFGS() if objective.penalty() is None else ProximalGradient()
+    general = LBFGS() if objective.penalty() is None else ProximalGradient()
+    return specialist(objective) or general
 
 
 def _apply(

@@ -5,6 +5,7 @@ from bilevel.objectives.base import (
     AbstractObjective as AbstractObjective,
     Units as Units,
 )
+from bilevel.objectives.blocks import AbstractBlockObjective as AbstractBlockObjective, Quadratic as Quadratic
 from bilevel.objectives.clamp import Clamp as Clamp
 from bilevel.objectives.elastic_net import ElasticNet as ElasticNet
 from bilevel.objectives.function import FunctionObjective as FunctionObjective

@@ -1,6 +1,7 @@
 """Floor 3: how an inner problem is solved."""
 
 from bilevel.solvers.base import AbstractSolver as AbstractSolver
+from bilevel.solvers.block_alternation import BlockAlternation as BlockAlternation
 from bilevel.solvers.exact import Exact as Exact
 from bilevel.solvers.jaxopt_adapter import (
     BFGS as BFGS,
@@ -23,3 +24,4 @@ from bilevel.solvers.learned import (
 )
 from bilevel.solvers.newton import Newton as Newton
 from bilevel.solvers.sparse_coder import SparseCoder as SparseCoder
+from bilevel.solvers.specialist import specialist as specialist

@@ -46,6 +46,7 @@ EXACT.make.__name__ = "Exact"
 MEMBERS = [
     Member(solvers.ProximalGradient, "any"),
     Member(solvers.AndersonAcceleration, "any"),
+    Member(solvers.BlockAlternation, "any"),
     Member(solvers.ProjectedGradient, "constraint"),
     Member(solvers.MirrorDescent, "simplex"),
     Member(solvers.GradientDescent, "smooth"),

@@ -1,0 +1,121 @@
+"""Objectives block by block: the problem in one child of the unknown, the others held."""
+
+import abc
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
+
+from bilevel.core.requirements import Requirement
+from bilevel.objectives.base import AbstractObjective
+from bilevel.prox import AbstractPenalty
+
+#: An objective of one block alone, and its data.
+Subproblem = tuple[AbstractObjective, PyTree]
+
+
+class AbstractBlockObjective(AbstractObjective):
+    """An objective f + g with structure in each block of its unknown, a block being a child of `params`.
+
+    `subproblem` may compute once what all steps on a block share (a Gram matrix, say), and name a kind of problem for
+    which there is a specialist: `SparseCoding`, one with a formula, `Quadratic`.
+    """
+
+    @abc.abstractmethod
+    def subproblem(self, index: int, params: PyTree, data: PyTree) -> Subproblem:
+        """The problem in block `index` of `params`, the others held: equal to f + g up to a constant."""
+
+
+class Held(AbstractObjective):
+    """`objective` as a function of block `index` of its unknown, the others held as they are in `params`.
+
+    Its penalty is that of the objective, which is taken to be separable in the blocks, as those of the library are.
+    """
+
+    objective: AbstractObjective
+    index: int
+    params: PyTree
+
+    def smooth(self, params: PyTree, data: PyTree) -> Scalar:
+        return self.objective.smooth(self._whole(params), data)
+
+    def penalty(self) -> AbstractPenalty | None:
+        penalty = self.objective.penalty()
+        return None if penalty is None else _InBlock(penalty, self.index, self.params)
+
+    def init(self, data: PyTree) -> PyTree:
+        return children(self.params)[self.index]
+
+    def _whole(self, block: PyTree) -> PyTree:
+        return with_child(self.params, self.index, block)
+
+
+class _InBlock(AbstractPenalty):
+    """A separable penalty in one block. What is computed for the others is not used, and the compiler drops it."""
+
+    penalty: AbstractPenalty
+    index: int
+    params: PyTree
+
+    def requirements(self) -> list[Requirement]:
+        return []
+
+    def value(self, params: PyTree) -> Scalar:
+        return self.penalty.value(with_child(self.params, self.index, params))
+
+    def prox(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        return children(self.penalty.prox(with_child(self.params, self.index, params), stepsize))[self.index]
+
+    def margin(self, params: PyTree, stepsize: ScalarLike) -> PyTree:
+        return children(self.penalty.margin(with_child(self.params, self.index, params), stepsize))[self.index]
+
+
+class Quadratic(AbstractObjective):
+    """min over Y of  ½⟨Y, A Y B⟩ − ⟨C, Y⟩ + g(Y)  for symmetric A, B ⪰ 0: least squares by its Gram matrices.
+
+    A step costs what A and B cost, however many samples went into them. With W fixed, ½‖X − W Y‖² is, up to a
+    constant, this with A = WᵀW and C = WᵀX; ½‖X − Y W‖² is this with B = W Wᵀ and C = X Wᵀ. None is the identity.
+    """
+
+    linear: Float[Array, "rows columns"]
+    left: Float[Array, "rows rows"] | None = None
+    right: Float[Array, "columns columns"] | None = None
+    nonsmooth: AbstractPenalty | None = None
+
+    def smooth(self, params: Float[Array, "rows columns"], data: PyTree) -> Scalar:
+        return jnp.sum((0.5 * self._bent(params) - self.linear) * params)
+
+    def gradient(self, params: Float[Array, "rows columns"], data: PyTree) -> Array:
+        return self._bent(params) - self.linear
+
+    def penalty(self) -> AbstractPenalty | None:
+        return self.nonsmooth
+
+    def init(self, data: PyTree) -> Array:
+        return jnp.zeros_like(self.linear)
+
+    def lipschitz(self, data: PyTree) -> Scalar:
+        largest = [jnp.linalg.eigvalsh(M)[-1] for M in (self.left, self.right) if M is not None]
+        return jnp.prod(jnp.asarray(largest)) if largest else jnp.ones((), self.linear.dtype)
+
+    def _bent(self, params: Float[Array, "rows columns"]) -> Array:
+        bent = params if self.left is None else self.left @ params
+        return bent if self.right is None else bent @ self.right
+
+
+def subproblem(objective: AbstractObjective, index: int, params: PyTree, data: PyTree) -> Subproblem:
+    """The problem in block `index`: the objective's own, or the objective itself with the other blocks held."""
+    if isinstance(objective, AbstractBlockObjective):
+        return objective.subproblem(index, params, data)
+    return Held(objective, index, params), data
+
+
+def children(tree: PyTree) -> list[PyTree]:
+    """The blocks: the children of the root of `tree`, in their order."""
+    return jax.tree.leaves(tree, is_leaf=lambda node: node is not tree)
+
+
+def with_child(tree: PyTree, index: int, child: PyTree) -> PyTree:
+    """`tree` with another child."""
+    blocks, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+    return structure.unflatten([*blocks[:index], child, *blocks[index + 1 :]])
