@@ -1,6 +1,7 @@
 """Floor 6: scikit-learn estimators."""
 
 from bilevel.estimators.dictionary_learning import DictionaryLearning as DictionaryLearning
+from bilevel.estimators.energy_autoencoder import EnergyAutoencoder as EnergyAutoencoder
 from bilevel.estimators.task_driven import (
     TaskDrivenDictionaryClassifier as TaskDrivenDictionaryClassifier,
     TaskDrivenDictionaryRegressor as TaskDrivenDictionaryRegressor,

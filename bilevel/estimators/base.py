@@ -144,15 +144,20 @@ def encode(dictionary: np.ndarray, l1: float, l2: float, X: np.ndarray) -> np.nd
     """The codes of X, in the precision of the dictionary; warns where they miss the tolerance."""
     with precision(dictionary.dtype):
         solution = _encode(SparseCoding(dictionary, l1, l2), jnp.asarray(X, dictionary.dtype))
-        if solution.result != RESULTS.successful:
-            error, tol = float(solution.stats["optimality"]), float(solution.stats["tol"])
-            warnings.warn(
-                f"The codes' relative optimality error is {error:.1e}, above the tolerance {tol:.1e}. Try a larger "
-                "l2, or standardize the features.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+        warn_unless_solved(solution)
         return np.array(solution.params)
+
+
+def warn_unless_solved(codes: Solution) -> None:
+    """Warn where codes miss their tolerance."""
+    if codes.result != RESULTS.successful:
+        error, tol = float(codes.stats["optimality"]), float(codes.stats["tol"])
+        warnings.warn(
+            f"The codes' relative optimality error is {error:.1e}, above the tolerance {tol:.1e}. Try a larger "
+            "l2, or standardize the features.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
 
 @eqx.filter_jit

@@ -53,6 +53,8 @@ _WANTED = {
     "l1": (_is_nonnegative, "finite and not negative"),
     "l2": (_is_nonnegative, "finite and not negative"),
     "alpha": (_is_nonnegative, "finite and not negative"),
+    "decoder_weight": (_is_positive, "finite and positive"),
+    "encoder_weight": (_is_positive, "finite and positive"),
     "max_iter": (_is_whole, "a whole number of at least 1"),
     "tol": (_is_nonnegative, "finite and not negative"),
     "batch_size": (_is_whole_or_none, "a whole number of at least 1, or None for all samples at once"),

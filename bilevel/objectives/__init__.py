@@ -8,6 +8,7 @@ from bilevel.objectives.base import (
 from bilevel.objectives.blocks import AbstractBlockObjective as AbstractBlockObjective, Quadratic as Quadratic
 from bilevel.objectives.clamp import Clamp as Clamp
 from bilevel.objectives.elastic_net import ElasticNet as ElasticNet
+from bilevel.objectives.energy_autoencoder import Autoencoder as Autoencoder, EnergyAutoencoder as EnergyAutoencoder
 from bilevel.objectives.function import FunctionObjective as FunctionObjective
 from bilevel.objectives.least_squares import (
     AbstractLeastSquares as AbstractLeastSquares,

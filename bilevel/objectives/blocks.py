@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
 from bilevel.core.requirements import Requirement
-from bilevel.objectives.base import AbstractObjective
+from bilevel.objectives.base import AbstractObjective, Units
 from bilevel.prox import AbstractPenalty
 
 #: An objective of one block alone, and its data.
@@ -24,6 +24,25 @@ class AbstractBlockObjective(AbstractObjective):
     @abc.abstractmethod
     def subproblem(self, index: int, params: PyTree, data: PyTree) -> Subproblem:
         """The problem in block `index` of `params`, the others held: equal to f + g up to a constant."""
+
+    # Where g is separable, 0 ∈ ∇f(y) + ∂g(y) falls apart into the same for each block: a point is stationary exactly
+    # where every block of it is optimal for its own problem. Each has units of its own, lest one whose curvature is
+    # larger by orders of magnitude hide the others.
+    def optimality_errors(self, params: PyTree, data: PyTree, units: Units) -> Array:
+        """The largest error of each block, as its own problem measures it."""
+        errors = []
+        for index, block in enumerate(children(params)):
+            problem, own = self.subproblem(index, params, data)
+            errors.append(problem.optimality_error(block, own, problem.units(block, own)))
+        return jnp.stack(errors)
+
+    def _curvature(self, params: PyTree, data: PyTree) -> Scalar:
+        """Σ over blocks of the Lipschitz constants of their own gradients: a bound where f is jointly convex."""
+        curvatures = []
+        for index, block in enumerate(children(params)):
+            problem, own = self.subproblem(index, params, data)
+            curvatures.append(problem.local_lipschitz(block, own))
+        return jnp.sum(jnp.stack(curvatures))
 
 
 class Held(AbstractObjective):
@@ -95,12 +114,28 @@ class Quadratic(AbstractObjective):
         return jnp.zeros_like(self.linear)
 
     def lipschitz(self, data: PyTree) -> Scalar:
-        largest = [jnp.linalg.eigvalsh(M)[-1] for M in (self.left, self.right) if M is not None]
-        return jnp.prod(jnp.asarray(largest)) if largest else jnp.ones((), self.linear.dtype)
+        """λmax(A) λmax(B), or up to 1.12 times as much for each of them with a thousand rows."""
+        bounds = [largest_bound(M) for M in (self.left, self.right) if M is not None]
+        return jnp.prod(jnp.stack(bounds)) if bounds else jnp.ones((), self.linear.dtype)
 
     def _bent(self, params: Float[Array, "rows columns"]) -> Array:
         bent = params if self.left is None else self.left @ params
         return bent if self.right is None else bent @ self.right
+
+
+# For symmetric M ⪰ 0 with eigenvalues λ, ‖M^p‖_F = (Σ λ^2p)^½ lies between λmax^p and √n λmax^p, so that the p-th root is
+# a bound of λmax that is too large by n^(1/2p) at most: 1.12 for n = 1000 and p = 32, which takes five squarings. An
+# eigenvalue decomposition takes as long as fifty, and waits for all threads.
+def largest_bound(matrix: Float[Array, "n n"], squarings: int = 5) -> Scalar:
+    """A bound, from above, of the largest eigenvalue of a symmetric positive semidefinite matrix."""
+    size = jnp.linalg.norm(matrix)
+    # M^p = scale^p · unit with ‖unit‖_F = 1, lest powers overflow.
+    scale, unit = size, matrix / jnp.where(size > 0, size, 1)
+    for k in range(1, squarings + 1):
+        square = unit @ unit
+        size = jnp.linalg.norm(square)
+        scale, unit = scale * size ** (0.5**k), square / jnp.where(size > 0, size, 1)
+    return scale
 
 
 def subproblem(objective: AbstractObjective, index: int, params: PyTree, data: PyTree) -> Subproblem:

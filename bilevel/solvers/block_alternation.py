@@ -79,7 +79,8 @@ class BlockAlternation(AbstractSolver):
             return _State(params, value, error, state.round + 1, history, steps, _same(params, state.params))
 
         done = lambda state: (state.error <= tol) | jnp.isnan(state.error) | state.still
-        value, error = objective(init, data), objective.optimality_error(init, data, units)
+        # The first round is always taken, so that the error is looked at in one place, and compiled once.
+        value, error = objective(init, data), jnp.full_like(units.lipschitz, jnp.inf)
         # As many rows as rounds, also where exactly so many are asked for.
         shape = (self.max_steps if unroll is None or unroll.steps is None else unroll.steps, len(blocks))
         history, steps = jnp.full(shape, jnp.nan, value.dtype), jnp.zeros(shape, jnp.int32)

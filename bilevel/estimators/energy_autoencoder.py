@@ -1,0 +1,214 @@
+"""The energy auto-encoder: sparse codes, and a linear encoder that foretells them."""
+
+from typing import Any, NamedTuple, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from bilevel.core import Solution
+from bilevel.differentiation import argmin
+from bilevel.estimators.base import FLOATS, precision, warn_unless_solved
+from bilevel.estimators.initialization import initial_dictionary
+from bilevel.estimators.parameters import check_parameters
+from bilevel.objectives import Autoencoder, EnergyAutoencoder as Energy, Quadratic
+from bilevel.prox import UnitBall
+from bilevel.solvers import BlockAlternation
+from bilevel.solvers.descent import descend
+
+#: In a batch: the most gradient steps on the decoder, and on the encoder, and the factor by which optimality is to fall.
+BATCH_STEPS, BATCH_TOL = 100, 1e-3
+
+Rows = Float[Array, "samples features"]
+
+
+class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Learn sparse codes Z, a decoder D and an encoder E of the samples X:
+
+        min over Z, D, E of  ½ λd ‖X − Z D‖²_F + ½ λe ‖Z − X E‖²_F + ‖Z‖₁,   ‖dᵢ‖₂ ≤ 1, ‖e_k‖₂ ≤ 1,
+
+    for every atom dᵢ, a row of D, and the weights e_k of every feature, a row of E, by alternation: Z exactly, then D,
+    then E. The objective never rises.
+
+    There are two ways from a sample to its code: `transform` solves for it, with D and E given; `encode` is one matrix
+    product and a threshold. Data are taken as they are; patches of an image are often centered before. A sample that
+    is zero, as a constant patch is once it is centered, has the code zero.
+
+    **Arguments:**
+
+    - `n_components`: the number of atoms; None is the number of features. There may be more than samples or features.
+    - `decoder_weight`, `encoder_weight`: λd and λe. The larger both are, the fewer codes are zero.
+    - `max_iter`: the most rounds through Z, D and E.
+    - `tol`: stop when the relative optimality error of each of Z, D and E is below this.
+    - `random_state`: draws the samples with which the decoder starts. The encoder starts as its transpose.
+
+    **Attributes:** `dictionary_` (components, features); `encoder_` (features, components); `objective_history_`
+    (rounds, 3), the objective after the steps on Z, D and E; `optimality_`, the error that `tol` bounds; `n_iter_`,
+    `n_samples_seen_`, `n_features_in_`.
+
+    Data in 64 bits are treated in 64 bits, data in 32 bits in 32.
+
+    !!! cite
+        M. Ranzato, C. Poultney, S. Chopra, Y. LeCun: Efficient learning of sparse representations with an energy-based
+        model. 2006.
+        J. Mairal, F. Bach, J. Ponce, G. Sapiro: Online learning for matrix factorization and sparse coding. 2010.
+    """
+
+    dictionary_: np.ndarray
+    encoder_: np.ndarray
+    objective_history_: np.ndarray
+    optimality_: float
+    n_iter_: int
+    n_samples_seen_: int
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        *,
+        decoder_weight: float = 10.0,
+        encoder_weight: float = 10.0,
+        max_iter: int = 100,
+        tol: float = 1e-3,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.n_components = n_components
+        self.decoder_weight = decoder_weight
+        self.encoder_weight = encoder_weight
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn decoder and encoder from samples X (samples, features); y is ignored."""
+        check_parameters(self.get_params(deep=False))
+        X = validate_data(self, X, dtype=FLOATS)
+        with precision(X.dtype):
+            self._start(X)
+            codes = np.zeros((len(X), self._n_features_out), X.dtype)
+            start = Autoencoder(codes, self.dictionary_, self.encoder_)
+            solver = BlockAlternation(jnp.asarray(max(self.tol, np.finfo(X.dtype).tiny)), int(self.max_iter))
+            solution = _alternate(self._objective(), jnp.asarray(X), start, solver)
+            self.dictionary_, self.encoder_ = np.array(solution.params.dictionary), np.array(solution.params.encoder)
+            self.n_iter_ = int(solution.stats["num_steps"])
+            self.optimality_ = float(solution.stats["optimality"])
+            self.objective_history_ = np.array(solution.stats["objective"][: self.n_iter_])
+            self._remember(X, np.asarray(solution.params.codes))
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """`fit`, and the codes of X, those of `transform`."""
+        return self.fit(X).transform(X)
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Go on learning from a batch of samples: code them, then fit D and E to the codes of all samples seen.
+
+        Of those only ZᵀZ, ZᵀX and XᵀX are kept, in which the s-th batch of t counts s/t times: the codes of the
+        first ones are those of a decoder that knew little. `fit` counts as one batch, and `objective_history_` and
+        `n_iter_` stay as it left them.
+        """
+        check_parameters(self.get_params(deep=False))
+        first = "dictionary_" not in vars(self)
+        X = validate_data(self, X, dtype=FLOATS if first else self.dictionary_.dtype, reset=first)
+        with precision(X.dtype):
+            if first:
+                self._start(X)
+            self._remember(X, self._codes(X))
+            fitted = _fit_to(self._seen, self.dictionary_, self.encoder_)
+            self.dictionary_, self.encoder_ = (np.array(x) for x in fitted)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The codes of the samples X for the decoder and encoder learned, (samples, components), exactly."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=self.dictionary_.dtype, reset=False)
+        with precision(X.dtype):
+            return self._codes(X)
+
+    # Without the decoder's term, ½ λe ‖z − Eᵀx‖² + ‖z‖₁ is left, which the soft threshold of Eᵀx by 1 / λe minimizes.
+    def encode(self, X: Any) -> np.ndarray:
+        """What the encoder alone says of X: X E, soft-thresholded by 1/λe; the codes, where decoding is perfect."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=self.dictionary_.dtype, reset=False)
+        linear = X @ self.encoder_
+        threshold = linear.dtype.type(1 / self.encoder_weight)
+        return np.sign(linear) * np.maximum(np.abs(linear) - threshold, 0)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """The samples (samples, features) that codes X (samples, components) stand for: X D."""
+        check_is_fitted(self)
+        codes = check_array(X, dtype=self.dictionary_.dtype)
+        if codes.shape[1] != self._n_features_out:
+            raise ValueError(f"X has {codes.shape[1]} components, but the dictionary has {self._n_features_out} atoms.")
+        return codes @ self.dictionary_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = TransformerMixin.__sklearn_tags__(self)
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.dictionary_.shape[0]
+
+    def _start(self, X: np.ndarray) -> None:
+        """Atoms are random samples; the encoder is their transpose, shrunk into the ball. Nothing is seen yet."""
+        size = X.shape[1] if self.n_components is None else int(self.n_components)
+        self.dictionary_ = initial_dictionary(X, size, "random", check_random_state(self.random_state))
+        norms = np.linalg.norm(self.dictionary_.T, axis=1, keepdims=True)
+        self.encoder_ = self.dictionary_.T / np.maximum(norms, 1)
+        self.objective_history_, self.n_iter_ = np.zeros((0, 3), X.dtype), 0
+        self.n_samples_seen_, self._num_batches, self._seen = 0, 0, Seen.nothing(self.dictionary_)
+
+    def _remember(self, X: np.ndarray, codes: np.ndarray) -> None:
+        self._num_batches += 1
+        self.n_samples_seen_ += len(X)
+        kept = 1 - 1 / self._num_batches
+        batch = Seen(codes.T @ codes, codes.T @ X, X.T @ X)
+        self._seen = Seen(*(X.dtype.type(kept) * old + new for old, new in zip(self._seen, batch, strict=True)))
+
+    def _objective(self) -> Energy:
+        return Energy(self._n_features_out, float(self.decoder_weight), float(self.encoder_weight))
+
+    def _codes(self, X: np.ndarray) -> np.ndarray:
+        solution = _code(self._objective(), self.dictionary_, self.encoder_, X)
+        warn_unless_solved(solution)
+        return np.array(solution.params)
+
+
+class Seen(NamedTuple):
+    """ZᵀZ, ZᵀX and XᵀX of the samples seen, which is all that D and E depend on."""
+
+    codes: Float[np.ndarray, "components components"]
+    cross: Float[np.ndarray, "components features"]
+    samples: Float[np.ndarray, "features features"]
+
+    @classmethod
+    def nothing(cls, dictionary: np.ndarray) -> "Seen":
+        components, features = dictionary.shape
+        shapes = (components, components), (components, features), (features, features)
+        return cls(*(np.zeros(shape, dictionary.dtype) for shape in shapes))
+
+
+# Functions of the module, so that a second fit finds its program compiled.
+@eqx.filter_jit
+def _alternate(objective: Energy, X: Rows, start: Autoencoder, solver: BlockAlternation) -> Solution:
+    return argmin(objective, X, init=start, solver=solver, throw=False)
+
+
+@eqx.filter_jit
+def _code(objective: Energy, dictionary: Array, encoder: Array, X: Rows) -> Solution:
+    return argmin(*objective.coding(dictionary, encoder, X), throw=False)
+
+
+@eqx.filter_jit
+def _fit_to(seen: Seen, dictionary: Array, encoder: Array) -> tuple[Array, Array]:
+    """Decoder and encoder for given codes: each by itself, so that neither depends on λd or λe."""
+    seen = Seen(*map(jnp.asarray, seen))
+    decoder = Quadratic(seen.cross, left=seen.codes, nonsmooth=UnitBall())
+    coder = Quadratic(seen.cross.T, left=seen.samples, nonsmooth=UnitBall())
+    solve = lambda problem, start: descend(problem, None, jnp.asarray(start), BATCH_STEPS, BATCH_TOL)[0]
+    return solve(decoder, dictionary), solve(coder, encoder)
