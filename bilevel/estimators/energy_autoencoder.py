@@ -20,7 +20,7 @@ from bilevel.prox import UnitBall
 from bilevel.solvers import BlockAlternation
 from bilevel.solvers.descent import descend
 
-#: In a batch: the most gradient steps on the decoder, and on the encoder, and the factor by which optimality is to fall.
+#: In a batch, for decoder and encoder each: the most gradient steps, and the factor by which optimality is to fall.
 BATCH_STEPS, BATCH_TOL = 100, 1e-3
 
 Rows = Float[Array, "samples features"]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar, ScalarLike
 
+from bilevel.core import tree
 from bilevel.core.requirements import Requirement
 from bilevel.objectives.base import AbstractObjective, Units
 from bilevel.prox import AbstractPenalty
@@ -123,12 +124,11 @@ class Quadratic(AbstractObjective):
         return bent if self.right is None else bent @ self.right
 
 
-# For symmetric M ⪰ 0 with eigenvalues λ, ‖M^p‖_F = (Σ λ^2p)^½ lies between λmax^p and √n λmax^p, so that the p-th root is
-# a bound of λmax that is too large by n^(1/2p) at most: 1.12 for n = 1000 and p = 32, which takes five squarings. An
-# eigenvalue decomposition takes as long as fifty, and waits for all threads.
+# For symmetric M ⪰ 0 with eigenvalues λ, ‖M^p‖_F = (Σ λ^2p)^½ lies between λmax^p and √n λmax^p. So its p-th root is a
+# bound of λmax that is too large by n^(1/2p) at most: by 1.12 for n = 1000 and p = 32, which takes five squarings.
 def largest_bound(matrix: Float[Array, "n n"], squarings: int = 5) -> Scalar:
     """A bound, from above, of the largest eigenvalue of a symmetric positive semidefinite matrix."""
-    size = jnp.linalg.norm(matrix)
+    size = tree.norm(matrix)
     # M^p = scale^p · unit with ‖unit‖_F = 1, lest powers overflow.
     scale, unit = size, matrix / jnp.where(size > 0, size, 1)
     for k in range(1, squarings + 1):
@@ -145,12 +145,12 @@ def subproblem(objective: AbstractObjective, index: int, params: PyTree, data: P
     return Held(objective, index, params), data
 
 
-def children(tree: PyTree) -> list[PyTree]:
-    """The blocks: the children of the root of `tree`, in their order."""
-    return jax.tree.leaves(tree, is_leaf=lambda node: node is not tree)
+def children(params: PyTree) -> list[PyTree]:
+    """The blocks: the children of the root of `params`, in their order."""
+    return jax.tree.leaves(params, is_leaf=lambda node: node is not params)
 
 
-def with_child(tree: PyTree, index: int, child: PyTree) -> PyTree:
-    """`tree` with another child."""
-    blocks, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+def with_child(params: PyTree, index: int, child: PyTree) -> PyTree:
+    """`params` with another child."""
+    blocks, structure = jax.tree.flatten(params, is_leaf=lambda node: node is not params)
     return structure.unflatten([*blocks[:index], child, *blocks[index + 1 :]])

@@ -1,0 +1,211 @@
+"""How long the energy auto-encoder takes, by this library and by PyUNLocBoX, to the objective that the latter reaches.
+
+`python -m benchmarks.autoencoder --out docs` learns 200 atoms, a decoder D and an encoder E with λd = λe = 10, from the
+1764 non-overlapping 12 × 12 patches of Barbara (512 × 512, gray, in [0, 1]), in 64 bits:
+
+    min over Z, D, E of  ½ λd ‖X − Z D‖² + ½ λe ‖Z − X E‖² + ‖Z‖₁,   atoms and columns of the encoder in the unit ball.
+
+Both alternate between Z, D and E from the same random start, twenty rounds. PyUNLocBoX takes accelerated proximal
+gradient steps (its `forward_backward` with FISTA, steps of one over the Lipschitz constant, inner `rtol` 1e-3), as its
+users write it. It runs once, in the same process, between runs of this library, whose seconds are medians without
+compilation. The objective is computed by one and the same function for both. Barbara comes with `sporco`.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import bilevel as bl
+from benchmarks.page import Rows, publish_all, versions
+from bilevel.objectives import Autoencoder, EnergyAutoencoder
+
+#: The most rounds that this library may take to the objective of the other.
+PATIENCE = 200
+SIZE, PATCH, ATOMS, WEIGHT, ROUNDS, RTOL = 512, 12, 200, 10.0, 20, 1e-3
+
+
+def barbara() -> np.ndarray:
+    """The middle 512 × 512 pixels in gray, between 0 and 1."""
+    package = importlib.util.find_spec("sporco")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("Barbara comes with sporco, which is not installed. Try `pip install sporco`.")
+    image = plt.imread(Path(package.submodule_search_locations[0]) / "data" / "barbara.png")[..., :3]
+    gray = image.astype(float) @ np.array([0.299, 0.587, 0.114])
+    top, left = ((length - SIZE) // 2 for length in gray.shape)
+    return gray[top : top + SIZE, left : left + SIZE]
+
+
+def patches(image: np.ndarray) -> np.ndarray:
+    """The patches that do not overlap, one a row; what is left at the edges is left out."""
+    rows, columns = (length // PATCH for length in image.shape)
+    grid = image[: rows * PATCH, : columns * PATCH].reshape(rows, PATCH, columns, PATCH)
+    return grid.swapaxes(1, 2).reshape(rows * columns, PATCH * PATCH)
+
+
+def start(X: np.ndarray, seed: int = 0) -> Autoencoder:
+    """No codes, random unit atoms and encoder rows."""
+    random, features = np.random.default_rng(seed), X.shape[1]
+    unit = lambda rows: jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    codes = jnp.zeros((len(X), ATOMS))
+    return Autoencoder(codes, unit(random.normal(size=(ATOMS, features))), unit(random.normal(size=(features, ATOMS))))
+
+
+class Run(NamedTuple):
+    """What came out; the objective at the start and after every block step; seconds at the same moments."""
+
+    end: Autoencoder
+    objective: np.ndarray
+    seconds: np.ndarray
+
+
+@eqx.filter_jit
+def alternate(objective: EnergyAutoencoder, X: Any, init: Autoencoder, rounds: int) -> bl.Solution:
+    # A tolerance that is not met, so that all rounds are taken.
+    return bl.argmin(objective, X, init=init, solver=bl.solvers.BlockAlternation(1e-12, rounds), throw=False)
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - begin, result
+
+
+def by_pyunlocbox(X: np.ndarray, init: Autoencoder, energy: Callable[[Autoencoder], float]) -> Run:
+    """Samples, codes, atoms and encoder in columns, as it wants them."""
+    functions, solvers, acceleration = (
+        importlib.import_module(f"pyunlocbox.{name}") for name in ("functions", "solvers", "acceleration")
+    )
+    data = X.T.copy()
+    Z, D, E = (np.array(x).T.copy() for x in (init.codes, init.dictionary, init.encoder))
+    ball = functions.proj_b2(epsilon=1.0)
+
+    def solve(forward: Any, adjoint: Any, target: np.ndarray, norm: float, g: Any, at: np.ndarray) -> np.ndarray:
+        """½ λ ‖A at − target‖² + g, with λ = 10 and ‖A‖ = norm."""
+        f = functions.norm_l2(A=forward, At=adjoint, y=target, lambda_=WEIGHT / 2)
+        solver = solvers.forward_backward(step=1 / (WEIGHT * norm**2), accel=acceleration.fista())
+        return solvers.solve([f, g], at.copy(), solver, rtol=RTOL, verbosity="NONE")["sol"]
+
+    def encode() -> np.ndarray:
+        both = np.vstack([D, np.eye(ATOMS)])
+        target = np.vstack([data, E @ data])
+        norm = np.linalg.norm(both, 2)
+        return solve(lambda z: both @ z, lambda r: both.T @ r, target, norm, functions.norm_l1(), Z)
+
+    run, spent = Run(init, np.array([]), np.array([])), 0.0
+    objective, seconds = [energy(init)], [0.0]
+    for _ in range(ROUNDS):
+        for block in "ZDE":
+            begin = time.perf_counter()
+            if block == "Z":
+                Z = encode()
+            elif block == "D":
+                norm = np.linalg.norm(Z, 2)
+                D = solve(lambda d, Z=Z: d @ Z, lambda r, Z=Z: r @ Z.T, data, norm, ball, D)
+            else:
+                norm = np.linalg.norm(data, 2)
+                E = solve(lambda e: e @ data, lambda r: r @ data.T, Z, norm, ball, E)
+            spent += time.perf_counter() - begin
+            run = run._replace(end=Autoencoder(*(jnp.asarray(x.T) for x in (Z, D, E))))
+            objective.append(energy(run.end))
+            seconds.append(spent)
+        print(f"PyUNLocBoX: {spent:.1f} s, objective {objective[-1]:.2f}", flush=True)
+    return run._replace(objective=np.array(objective), seconds=np.array(seconds))
+
+
+def history(solution: bl.Solution) -> np.ndarray:
+    """The objective at the start and after every block step."""
+    return np.concatenate([[float(solution.stats["objective_at_start"])], np.ravel(solution.stats["objective"])])
+
+
+def rises(objective: np.ndarray) -> float:
+    """The largest relative rise of a block step; negative where all fall."""
+    return float(np.max(np.diff(objective) / np.abs(objective[:-1])))
+
+
+def facts(name: str, run: Run) -> dict[str, str]:
+    largest = lambda rows: float(np.max(np.linalg.norm(np.asarray(rows), axis=1)))
+    return {
+        "solver": name,
+        "seconds": f"{run.seconds[-1]:.2f}",
+        "objective": f"{run.objective[-1]:.2f}",
+        "largest relative rise": f"{rises(run.objective):.1e}",
+        "largest atom - 1": f"{largest(run.end.dictionary) - 1:.1e}",
+        "largest encoder column - 1": f"{largest(run.end.encoder) - 1:.1e}",
+        "nonzero codes": f"{100 * np.mean(np.asarray(run.end.codes) != 0):.1f} %",
+    }
+
+
+def draw(runs: dict[str, Run], path: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    for (name, run), color in zip(runs.items(), ("tab:red", "tab:gray"), strict=False):
+        axes[0].plot(np.arange(1, len(run.objective)) / 3, run.objective[1:], color=color, label=name)
+        axes[1].plot(run.seconds[1:], run.objective[1:], color=color, label=name)
+    axes[0].set(xlabel="rounds", ylabel="objective", yscale="log", title="The energy auto-encoder on Barbara")
+    axes[1].set(xlabel="seconds", xscale="log")
+    axes[0].legend(frameon=False)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def measure(repeats: int) -> tuple[dict[str, Rows], dict[str, Run]]:
+    X = patches(barbara())
+    data, init = jnp.asarray(X), start(X)
+    problem = EnergyAutoencoder(ATOMS, WEIGHT, WEIGHT)
+    value = eqx.filter_jit(lambda params: problem(params, data))
+    energy = lambda params: float(value(params))
+    ours = lambda rounds: timed(lambda: alternate(problem, data, init, rounds))
+    first, solution = ours(ROUNDS)
+    before = [ours(ROUNDS)[0] for _ in range(repeats)]
+    theirs = by_pyunlocbox(X, init, energy)
+    goal = theirs.objective[-1]
+    after = [ours(ROUNDS)[0] for _ in range(repeats)]
+    objective = history(solution)
+    # A round takes about as long as another.
+    mine = Run(solution.params, objective, np.linspace(0, float(np.median(before + after)), len(objective)))
+    # The first round after which the objective is at most theirs, timed by itself.
+    ends = history(ours(PATIENCE)[1])[3::3]
+    if not np.any(ends <= goal):
+        raise RuntimeError(f"After {PATIENCE} rounds the objective is {ends[-1]:.2f}; PyUNLocBoX reached {goal:.2f}.")
+    reached = 1 + int(np.argmax(ends <= goal))
+    ours(reached)
+    to_theirs = float(np.median([ours(reached)[0] for _ in range(2 * repeats)]))
+    race = {
+        "PyUNLocBoX, seconds": f"{theirs.seconds[-1]:.1f}",
+        "its objective": f"{goal:.2f}",
+        "bilevel, rounds to it": str(reached),
+        "seconds to it": f"{to_theirs:.3f}",
+        "ratio": f"{theirs.seconds[-1] / to_theirs:.0f}",
+        "first call, with compilation": f"{first:.1f}",
+    }
+    runs = {"bilevel": mine, "PyUNLocBoX": theirs}
+    tables = {"To the same objective": [race], "After twenty rounds": [facts(name, run) for name, run in runs.items()]}
+    return tables, runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs before and after PyUNLocBoX's (%(default)s)")
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    tables, runs = measure(options.repeats)
+    (options.out / "autoencoder").mkdir(parents=True, exist_ok=True)
+    draw(runs, options.out / "autoencoder" / "figure.png")
+    text = f"# The energy auto-encoder\n\n{(__doc__ or '').strip()}"
+    publish_all(options.out, "autoencoder", text, tables, versions("pyunlocbox"))
+
+
+if __name__ == "__main__":
+    main()
