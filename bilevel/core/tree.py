@@ -88,6 +88,9 @@ def pseudorandom_like(tree: PyTree) -> PyTree:
 
 def norm(tree: PyTree) -> Scalar:
     """‖tree‖₂; squares neither overflow nor underflow, lest what is small pass for zero. Not to be differentiated."""
+    # XLA may compute `tree` twice, for the unit and for what is measured in it, with different rounding (one multiply
+    # and add for two): a residual that is 0 here and 1e-17 there came out as 1, on CPUs with JAX 0.12.
+    tree = jax.lax.optimization_barrier(tree)
     largest = max_abs(tree)
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     squares = [jnp.sum((x / unit.astype(x.dtype)) ** 2).astype(unit.dtype) for x in jax.tree.leaves(tree)]

@@ -211,6 +211,8 @@ class AbstractExactObjective(AbstractObjective):
 
 def row_norms(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
     """‖row‖₂ of each row; squares neither overflow nor underflow, lest what vanishes by rounding look solved."""
+    # One value of `rows` for the scale and for what is measured in it, as in `core.tree.norm`.
+    rows = jax.lax.optimization_barrier(rows)
     largest = jnp.max(jnp.abs(rows), axis=1, initial=0)
     scale = jnp.where(largest > 0, largest, 1)
     return scale * jnp.sqrt(jnp.sum((rows / scale[:, None]) ** 2, axis=1))

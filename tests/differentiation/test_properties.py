@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from sklearn.datasets import load_sample_image
 from sklearn.feature_extraction.image import extract_patches_2d
 
@@ -97,6 +97,8 @@ def solve_and_pull(objective, data, cotangent, way, start=None):
     l2=st.floats(-3, 0.5),
     twice=st.booleans(),
 )
+# XLA of JAX 0.12 computed a residual twice with different rounding, once 0, and its norm was 1.
+@example(pair=((1, 3, 1), "normal CG"), seed=0, scale=0.0, strength=0.5, l2=0.0, twice=False)
 def test_sparse_codes(pair, seed, scale, strength, l2, twice):
     (samples, features, atoms), way = pair[0], WAYS[pair[1]]
     rng, a = np.random.default_rng(seed), 10.0**scale
