@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Scalar
 
 from bilevel.core.requirements import Requirement, eagerly, is_traced, nonnegative, positive
 from bilevel.objectives.base import AbstractObjective, check_float
+from bilevel.objectives.class_hessian import SoftmaxHessian
 from bilevel.objectives.design import (
     Design,
     as_strength,
@@ -116,18 +117,18 @@ class LogisticRegression(AbstractObjective):
         return bound * largest + jnp.max(self.l2.astype(X.dtype))
 
     def hessian(self, params: LinearModel, data: Data) -> lx.AbstractLinearOperator:
-        if self.n_classes is not None:
-            # The classes are coupled through their probabilities: no block for each.
-            return AbstractObjective.hessian(self, params, data)
         X, y = data
-        support = jnp.ones(X.shape[1], bool)
-        penalty = self.penalty()
+        support, penalty = None, self.penalty()
         if penalty is not None:
             at = self.prox_gradient(params, data, self.local_lipschitz(params, data))
             support = penalty.support(at).weight
+        l2 = jnp.broadcast_to(self.l2.astype(X.dtype), X.shape[1:])
+        if self.n_classes is not None:
+            return SoftmaxHessian(X, l2, jax.nn.softmax(params(X), axis=1), support)
+        support = jnp.ones(X.shape[1], bool) if support is None else support
         margins = y * params(X)
         curvature = y**2 * jax.nn.sigmoid(margins) * jax.nn.sigmoid(-margins)
-        return SupportHessian(X, jnp.broadcast_to(self.l2.astype(X.dtype), X.shape[1:]), support, curvature)
+        return SupportHessian(X, l2, support, curvature)
 
 
 def _check_signs(y: Array, X: Design) -> None:

@@ -5,6 +5,7 @@ from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, positive
 from bilevel.objectives.base import AbstractObjective, check_float
+from bilevel.objectives.class_hessian import SimplexHessian
 from bilevel.objectives.design import check_rows, largest_of_gram
 from bilevel.prox import Simplex
 
@@ -77,3 +78,8 @@ class MulticlassSVM(AbstractObjective):
     def lipschitz(self, data: Data) -> Scalar:
         X, _ = data
         return largest_of_gram(X) / self.theta.astype(X.dtype)
+
+    def hessian(self, params: Dual, data: Data) -> SimplexHessian:
+        X, _ = data
+        at = self.prox_gradient(params, data, self.local_lipschitz(params, data))
+        return SimplexHessian(X, self.theta.astype(X.dtype), self.penalty().support(at), jnp.zeros((), X.dtype))
