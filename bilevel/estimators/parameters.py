@@ -50,6 +50,7 @@ def _is_seed(value: Any) -> bool:
 
 _WANTED = {
     "n_components": (_is_whole_or_none, "a whole number of at least 1, or None for the number of features"),
+    "n_archetypes": (_is_whole, "a whole number of at least 1"),
     "l1": (_is_nonnegative, "finite and not negative"),
     "l2": (_is_nonnegative, "finite and not negative"),
     "alpha": (_is_nonnegative, "finite and not negative"),
@@ -60,6 +61,7 @@ _WANTED = {
     "batch_size": (_is_whole_or_none, "a whole number of at least 1, or None for all samples at once"),
     "learning_rate": (_is_positive, "finite and positive"),
     "random_state": (_is_seed, "None, a whole number from 0 to 2**32 - 1, or a numpy.random.RandomState"),
+    "normalize": (_is_flag, "True or False"),
     "verbose": (_is_flag, "True or False"),
     "l1_ratio": (_is_ratio_or_none, "above 0 and at most 1, or None to choose l1 and l2 both"),
     "per_feature": (_is_flag, "True or False"),

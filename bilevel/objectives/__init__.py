@@ -1,5 +1,10 @@
 """Floor 2: inner problems."""
 
+from bilevel.objectives.archetypes import (
+    Archetypes as Archetypes,
+    ArchetypeWeights as ArchetypeWeights,
+    HullPoints as HullPoints,
+)
 from bilevel.objectives.base import (
     AbstractExactObjective as AbstractExactObjective,
     AbstractObjective as AbstractObjective,

@@ -44,10 +44,7 @@ class Simplex(AbstractConstraint, AbstractPolyhedralPenalty):
         # differentiated under strict promotion. A shift changes nothing, and what is `total` below the largest is 0.
         total = self.total.astype(x.dtype)
         x = jnp.maximum(x - jax.lax.stop_gradient(jnp.max(x)), -total)
-        # The projection is max(x − τ, 0) with τ = max over k of (x₍₁₎ + … + x₍ₖ₎ − total) / k, where x₍₁₎ ≥ x₍₂₎ ≥ ….
-        sums = jnp.cumsum(jnp.sort(jax.lax.stop_gradient(x), descending=True))
-        threshold = jnp.max((sums - jax.lax.stop_gradient(total)) / jnp.arange(1, x.size + 1, dtype=x.dtype))
-        rests = x <= threshold
+        rests = x <= _threshold(jax.lax.stop_gradient(x), jax.lax.stop_gradient(total))
         # With the resting entries known, τ is linear in the others: more exact, and with the right derivative.
         free_sum, count = jnp.sum(jnp.where(rests, 0, x)), jnp.sum(~rests).astype(x.dtype)
         projected = x - (free_sum - total) / count
@@ -75,3 +72,22 @@ class Simplex(AbstractConstraint, AbstractPolyhedralPenalty):
             return jnp.where(free, d - jnp.sum(d, axis=self.axis, keepdims=True) / count, 0)
 
         return jax.tree.map(of_leaf, self.support(params), direction)
+
+
+# The projection is max(x − τ, 0) with φ(τ) = Σ max(x − τ, 0) = total. φ is convex, decreasing and piecewise linear, so
+# Newton's steps from any τ with φ(τ) ≥ total rise to the root, which they reach exactly once no entry changes sides: a
+# few passes over the entries, where sorting them costs more than ten.
+def _threshold(x: Array, total: Array) -> Array:
+    """τ, for a vector x with max x = 0."""
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        threshold, count, _ = state
+        above = x > threshold
+        new = jnp.sum(above)
+        root = (jnp.sum(jnp.where(above, x, 0)) - total) / jnp.maximum(new, 1).astype(x.dtype)
+        # Entries can only go to rest, also where rounding lowers the root. NaN ends it, too.
+        return jnp.maximum(threshold, root), new, new < count
+
+    start = jnp.maximum(-total, (jnp.sum(x) - total) / x.size)
+    state = (start, jnp.asarray(x.size + 1), jnp.asarray(True))
+    return jax.lax.while_loop(lambda state: state[2], step, state)[0]

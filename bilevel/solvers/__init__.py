@@ -2,6 +2,7 @@
 
 from bilevel.solvers.base import AbstractSolver as AbstractSolver
 from bilevel.solvers.block_alternation import BlockAlternation as BlockAlternation
+from bilevel.solvers.column_generation import ColumnGeneration as ColumnGeneration
 from bilevel.solvers.exact import Exact as Exact
 from bilevel.solvers.jaxopt_adapter import (
     BFGS as BFGS,
