@@ -8,12 +8,13 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar, ScalarLike
 
 from bilevel.core import Solution
 from bilevel.objectives import AbstractObjective, HullPoints
+from bilevel.objectives.archetypes import mixed
 from bilevel.solvers.base import AbstractSolver, check_options, refuse
 from bilevel.solvers.descent import descend
 from bilevel.solvers.loop import Unroll, iterate, verdict
 
 #: How many samples may enter in a round.
-ENTERING = 16
+ENTERING = 8
 
 
 # A point of the hull of N samples in d dimensions is a mixture of d + 1 of them (Carathéodory), and a solution needs no
@@ -24,7 +25,7 @@ class ColumnGeneration(AbstractSolver):
     """Minimizes `HullPoints` over all samples by problems on a few of them, each by accelerated proximal gradient.
 
     A round computes the gradient for all samples, lets the best of them enter for each point, drops those of weight
-    zero, and descends. Each point keeps at most features + 17 samples; one that starts as a mixture of more starts
+    zero, and descends. Each point keeps at most features + 9 samples; one that starts as a mixture of more starts
     anew, at its best sample.
 
     **Attributes:**
@@ -62,7 +63,11 @@ class ColumnGeneration(AbstractSolver):
         def one_round(state: _State) -> _State:
             at, weights = _columns(state.mixtures, state.gradient, width)
             within = None if unroll is None else Unroll(None if unroll.steps is None else self.block_steps)
-            weights, steps = descend(objective, data[at], weights, self.block_steps, self.block_tol, within)
+            # As weights sum to one, samples may be measured from the point itself: Z = z + U (X − 1 zᵀ). Those that
+            # matter are near it, so that the Lipschitz constant falls with their distances.
+            points = mixed(state.mixtures, data)
+            near = HullPoints(objective.gram, objective.linear - objective.gram @ points)
+            weights, steps = descend(near, data[at] - points[:, None], weights, self.block_steps, self.block_tol, within)
             # Where a column is filled in twice, one of the two has no weight at the start; added up they are right.
             rows = jnp.arange(len(at))[:, None]
             mixtures = jnp.zeros_like(state.mixtures).at[rows, at].add(weights)
