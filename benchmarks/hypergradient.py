@@ -40,7 +40,7 @@ def codes_by_bilevel(D: Any, X: Any, init: Any, solver: Any = None, diff: Any = 
 def codes_by_jaxopt(
     D: Any, X: Any, init: Any, stepsize: float, steps: int, implicit: bool = True, adjoint_steps: int | None = None
 ) -> Any:
-    """`adjoint_steps` limits its conjugate gradient on the normal equations, which by itself takes ten for each code."""
+    """`adjoint_steps` limits its conjugate gradient on the normal equations: else ten for each entry of the codes."""
     loss = lambda codes, D, X: 0.5 * jnp.sum((X - codes @ D) ** 2) + 0.5 * L2 * jnp.sum(codes**2)
     options: dict[str, Any] = dict(maxiter=steps, tol=0.0, implicit_diff=implicit, unroll=not implicit)
     if adjoint_steps is not None:
