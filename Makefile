@@ -81,7 +81,8 @@ oldest: .venv-oldest/.installed
 	touch $@
 
 # The quick set; one in full: .venv-bench/bin/python -m benchmarks NAME. Figures with compilation are those of a first run.
-BENCHMARKS ?= sparse_coding hypergradient unrolled_vs_implicit dictionary_training certificates hypergradient_errors
+BENCHMARKS ?= sparse_coding hypergradient unrolled_vs_implicit dictionary_training certificates hypergradient_errors \
+	autoencoder hyperparameter_selection
 bench: .venv-bench/.installed
 	for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks $$name --quick --out $(BENCH_OUT); done
 	.venv-bench/bin/python -m benchmarks report --out $(BENCH_OUT)

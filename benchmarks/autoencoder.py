@@ -1,36 +1,40 @@
 """How long the energy auto-encoder takes, by this library and by PyUNLocBoX, to the objective that the latter reaches.
 
-`python -m benchmarks.autoencoder --out docs` learns 200 atoms, a decoder D and an encoder E with λd = λe = 10, from the
+It learns 200 atoms, a decoder D and an encoder E with λd = λe = 10, from the
 1764 non-overlapping 12 × 12 patches of Barbara (512 × 512, gray, in [0, 1]), in 64 bits:
 
     min over Z, D, E of  ½ λd ‖X − Z D‖² + ½ λe ‖Z − X E‖² + ‖Z‖₁,   atoms and columns of the encoder in the unit ball.
 
-Both alternate between Z, D and E from the same random start, twenty rounds. PyUNLocBoX takes accelerated proximal
-gradient steps (its `forward_backward` with FISTA, steps of one over the Lipschitz constant, inner `rtol` 1e-3), as its
-users write it. It runs once, in the same process, between runs of this library, whose seconds are medians without
-compilation. The objective is computed by one and the same function for both. Barbara comes with `sporco`.
+Both alternate between Z, D and E from the same random start, twenty rounds (quick: it one). PyUNLocBoX takes
+accelerated proximal gradient steps (its `forward_backward` with FISTA, steps of one over the Lipschitz constant, inner
+`rtol` 1e-3), as its users write it. It runs once, in the same process, between runs of this library, whose seconds are
+medians without compilation. The objective is computed by one and the same function for both. Barbara comes with
+`sporco`.
 """
 
-import argparse
 import importlib
 import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from tqdm.auto import tqdm
 
 import bilevel as bl
-from benchmarks.page import Rows, publish_all, versions
+from benchmarks.results import Results, Rows
 from bilevel.objectives import Autoencoder, EnergyAutoencoder
 
 #: The most rounds that this library may take to the objective of the other.
 PATIENCE = 200
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIZE, PATCH, ATOMS, WEIGHT, ROUNDS, RTOL = 512, 12, 200, 10.0, 20, 1e-3
 
 
@@ -80,7 +84,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begin, result
 
 
-def by_pyunlocbox(X: np.ndarray, init: Autoencoder, energy: Callable[[Autoencoder], float]) -> Run:
+def by_pyunlocbox(X: np.ndarray, init: Autoencoder, energy: Callable[[Autoencoder], float], rounds: int) -> Run:
     """Samples, codes, atoms and encoder in columns, as it wants them."""
     functions, solvers, acceleration = (
         importlib.import_module(f"pyunlocbox.{name}") for name in ("functions", "solvers", "acceleration")
@@ -103,7 +107,7 @@ def by_pyunlocbox(X: np.ndarray, init: Autoencoder, energy: Callable[[Autoencode
 
     run, spent = Run(init, np.array([]), np.array([])), 0.0
     objective, seconds = [energy(init)], [0.0]
-    for _ in range(ROUNDS):
+    for _ in tqdm(range(rounds), desc="PyUNLocBoX"):
         for block in "ZDE":
             begin = time.perf_counter()
             if block == "Z":
@@ -118,7 +122,6 @@ def by_pyunlocbox(X: np.ndarray, init: Autoencoder, energy: Callable[[Autoencode
             run = run._replace(end=Autoencoder(*(jnp.asarray(x.T) for x in (Z, D, E))))
             objective.append(energy(run.end))
             seconds.append(spent)
-        print(f"PyUNLocBoX: {spent:.1f} s, objective {objective[-1]:.2f}", flush=True)
     return run._replace(objective=np.array(objective), seconds=np.array(seconds))
 
 
@@ -145,7 +148,7 @@ def facts(name: str, run: Run) -> dict[str, str]:
     }
 
 
-def draw(runs: dict[str, Run], path: Path) -> None:
+def draw(runs: dict[str, Run]) -> "Figure":
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     for (name, run), color in zip(runs.items(), ("tab:red", "tab:gray"), strict=False):
         axes[0].plot(np.arange(1, len(run.objective)) / 3, run.objective[1:], color=color, label=name)
@@ -155,11 +158,10 @@ def draw(runs: dict[str, Run], path: Path) -> None:
     axes[0].legend(frameon=False)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def measure(repeats: int) -> tuple[dict[str, Rows], dict[str, Run]]:
+def measure(repeats: int, rounds: int) -> tuple[dict[str, Rows], dict[str, Run]]:
     X = patches(barbara())
     data, init = jnp.asarray(X), start(X)
     problem = EnergyAutoencoder(ATOMS, WEIGHT, WEIGHT)
@@ -168,7 +170,7 @@ def measure(repeats: int) -> tuple[dict[str, Rows], dict[str, Run]]:
     ours = lambda rounds: timed(lambda: alternate(problem, data, init, rounds))
     first, solution = ours(ROUNDS)
     before = [ours(ROUNDS)[0] for _ in range(repeats)]
-    theirs = by_pyunlocbox(X, init, energy)
+    theirs = by_pyunlocbox(X, init, energy, rounds)
     goal = theirs.objective[-1]
     after = [ours(ROUNDS)[0] for _ in range(repeats)]
     objective = history(solution)
@@ -190,22 +192,13 @@ def measure(repeats: int) -> tuple[dict[str, Rows], dict[str, Run]]:
         "first call, with compilation": f"{first:.1f}",
     }
     runs = {"bilevel": mine, "PyUNLocBoX": theirs}
-    tables = {"To the same objective": [race], "After twenty rounds": [facts(name, run) for name, run in runs.items()]}
+    tables = {"To the same objective": [race], "At the end": [facts(name, run) for name, run in runs.items()]}
     return tables, runs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs before and after PyUNLocBoX's (%(default)s)")
-    options = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    tables, runs = measure(options.repeats)
-    (options.out / "autoencoder").mkdir(parents=True, exist_ok=True)
-    draw(runs, options.out / "autoencoder" / "figure.png")
-    text = f"# The energy auto-encoder\n\n{(__doc__ or '').strip()}"
-    publish_all(options.out, "autoencoder", text, tables, versions("pyunlocbox"))
-
-
-if __name__ == "__main__":
-    main()
+def run(quick: bool) -> Results:
+    if not all(map(importlib.util.find_spec, ("sporco", "pyunlocbox"))):
+        rows: Rows = [{"solver": "PyUNLocBoX, on Barbara of sporco", "seconds": "not installed"}]
+        return Results({"To the same objective": rows}, {}, "64 bits")
+    tables, runs = measure(1 if quick else 3, 1 if quick else ROUNDS)
+    return Results(tables, {"Objective against rounds and seconds": draw(runs)}, "64 bits")

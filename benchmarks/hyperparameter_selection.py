@@ -1,21 +1,19 @@
 """How good hyperparameters are after how much time, by hypergradients, grid search and random search.
 
-`python -m benchmarks.hyperparameter_selection --out docs` chooses strengths of a penalty by the mean squared error over
-five folds: of ridge regression on diabetes; of the Lasso on 500 samples of 1000 features; and of ridge regression with
-a strength for each of 40 features, of which five matter. All three ways evaluate the same compiled program, each solve
-from the weights of the last one, so that they differ only in where they look: `RidgeTuned` and `ElasticNetTuned` on
-their coarse grid and then along hypergradients; grid search from strong to weak (for strengths of each feature a grid
-of one common strength); random search log-uniformly between the ends of that grid. Each evaluation yields the
-hypergradient too, which the others ignore, so seconds favor no one by more than that. "At equal time" is the best loss
-by the time at which the hypergradients were done; the two searches end at twice that time, or after 100 evaluations.
-scikit-learn's own cross-validation estimators, with solvers of their own, stand beside.
+It chooses strengths of a penalty by the mean squared error over five folds (quick: the first problem): of ridge
+regression on diabetes; of the Lasso on 500 samples of 1000 features; and of ridge regression with a strength for each
+of 40 features, of which five matter. All three ways evaluate the same compiled program, each solve from the weights of
+the last one, so that they differ only in where they look: `RidgeTuned` and `ElasticNetTuned` on their coarse grid and
+then along hypergradients; grid search from strong to weak (for strengths of each feature a grid of one common
+strength); random search log-uniformly between the ends of that grid. Each evaluation yields the hypergradient too,
+which the others ignore, so seconds favor no one by more than that. "At equal time" is the best loss by the time at
+which the hypergradients were done; the two searches end at twice that time, or after 100 evaluations. scikit-learn's
+own cross-validation estimators, with solvers of their own, stand beside.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -25,10 +23,13 @@ from sklearn.linear_model import LassoCV, RidgeCV
 from sklearn.model_selection import KFold
 from tqdm.auto import tqdm
 
-from benchmarks.page import Rows, publish_all, versions
+from benchmarks.results import Results, Rows
 from bilevel.estimators import ElasticNetTuned, RidgeTuned
 from bilevel.estimators.base import precision
 from bilevel.estimators.folds import Folds, folds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CV = KFold(5, shuffle=True, random_state=42)
 GRID_SIZE, RANDOM_SIZE, SEEDS = 100, 100, 5
@@ -169,7 +170,7 @@ def table(problem: Problem, found: dict[str, list[Trace]]) -> Rows:
     return [*rows, {"way": name, "evaluations": str(GRID_SIZE), **numbers, "loss at equal time": ""}]
 
 
-def draw_traces(found: dict[str, dict[str, list[Trace]]], path: Path) -> None:
+def draw_traces(found: dict[str, dict[str, list[Trace]]]) -> "Figure":
     """The best loss so far, above the best of all, by seconds."""
     figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), layout="constrained")
     colors = {"hypergradients": "tab:red", "grid search": "tab:gray", "random search": "tab:blue"}
@@ -183,23 +184,13 @@ def draw_traces(found: dict[str, dict[str, list[Trace]]], path: Path) -> None:
         ax.grid(alpha=0.3, which="both")
     np.ravel(axes)[0].set_ylabel("loss above the least, relative")
     np.ravel(axes)[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
-    options = parser.parse_args()
+def run(quick: bool) -> Results:
     measured: dict[str, dict[str, list[Trace]]] = {}
     tables: dict[str, Rows] = {}
-    for title, problem in tqdm(problems().items(), desc="hyperparameter selection", leave=False):
+    for title, problem in tqdm(list(problems().items())[: 1 if quick else None], desc="hyperparameter selection"):
         measured[title] = traces(problem)
         tables[title] = table(problem, measured[title])
-    text = f"# Hyperparameter selection\n\n{__doc__}"
-    publish_all(options.out, "hyperparameter_selection", text, tables, versions("scikit-learn"))
-    draw_traces(measured, options.out / "hyperparameter_selection" / "figure.png")
-
-
-if __name__ == "__main__":
-    main()
+    return Results(tables, {"Loss against seconds": draw_traces(measured)}, "64 bits")
