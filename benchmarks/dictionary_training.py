@@ -152,7 +152,7 @@ def without_task(quick: bool, repeats: int) -> Rows:
     for name, epochs in sorted(calls):
         t = timed[f"{name} {epochs}"]
         objective = float(judge(jnp.asarray(t.result, jnp.float64)))
-        row = {"learner": name, "epochs": epochs, "seconds": t.median, "spread": f"± {t.spread:.0%}"}
+        row = {"learner": name, "epochs": epochs, "seconds": t.median, "spread": t.spread}
         rows.append({**row, "first run, s": t.first, "held-out objective": objective})
     if spams is None:
         columns = ("epochs", "spread", "first run, s", "held-out objective")

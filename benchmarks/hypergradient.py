@@ -105,7 +105,7 @@ def gradients(dtype: Any, quick: bool, repeats: int) -> Rows:
                 "way": name,
                 "precision": jnp.dtype(dtype).name,
                 "value and gradient, s": t.median,
-                "spread": f"± {t.spread:.0%}",
+                "spread": t.spread,
                 "times ours": ratio[name],
                 "backward / value": backward.get(name),
                 "first call, s": t.first,
@@ -197,7 +197,7 @@ def epochs(quick: bool, repeats: int) -> Rows:
         {
             "training": name,
             "seconds an epoch": t.median,
-            "spread": f"± {t.spread:.0%}",
+            "spread": t.spread,
             "times faster": timed["JAXopt"].median / t.median,
         }
         for name, t in timed.items()

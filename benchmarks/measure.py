@@ -77,10 +77,12 @@ class Timed(NamedTuple):
         return float(np.median(self.seconds))
 
     @property
-    def spread(self) -> float:
-        """Half the distance between the quartiles, as a fraction of the median."""
+    def spread(self) -> str:
+        """Half the distance between the quartiles, as a share of the median."""
+        if len(self.seconds) == 1:
+            return "one run"
         low, high = np.percentile(self.seconds, [25, 75])
-        return float(high - low) / (2 * self.median)
+        return f"± {(high - low) / (2 * self.median):.0%}"
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:

@@ -99,7 +99,7 @@ def rivals(samples: int, quick: bool, repeats: int) -> Rows:
             t = timed[name]
             codes = t.result.toarray().T if name.startswith("SPAMS") else np.asarray(t.result)
             gap = float(np.max(relative_gaps(after if name.endswith("warm") else problem, codes)))
-            row |= {"seconds": t.median, "spread": f"± {t.spread:.0%}", f"of {base}": t.median / timed[base].median}
+            row |= {"seconds": t.median, "spread": t.spread, f"of {base}": t.median / timed[base].median}
             row |= {"first call": t.first, "worst gap": gap}
         else:
             row["seconds"] = "not installed"
@@ -155,7 +155,7 @@ def sizes(counts: tuple[int, ...], repeats: int) -> Rows:
             {
                 "samples": int(name),
                 "seconds": t.median,
-                "spread": f"± {t.spread:.0%}",
+                "spread": t.spread,
                 "microseconds a sample": 1e6 * t.median / int(name),
                 "temporary MiB": memory[name] / 2**20,
             }

@@ -192,7 +192,7 @@ def compare(problem: Problem, key: dict[str, Any], steps: int, repeats: int, exa
         if name in timed:
             t, program = timed[name], programs[name]
             error = abs(float(t.result[1]) - exact) / abs(exact)
-            row |= {"error": error, "seconds": t.median, "spread": f"± {t.spread:.0%}"}
+            row |= {"error": error, "seconds": t.median, "spread": t.spread}
             row |= {"temporary MiB": program.temporary / 2**20, "compile s": program.seconds}
         rows.append(row)
     return rows

@@ -92,7 +92,8 @@ def test_a_second_run_leaves_nothing_of_the_first(tmp_path):
 
 
 def test_spread():
-    assert Timed(0.0, [1.0, 2.0, 3.0, 4.0, 5.0], None).spread == pytest.approx(1 / 3)
+    assert Timed(0.0, [1.0, 2.0, 3.0, 4.0, 5.0], None).spread == "± 33%"
+    assert Timed(0.0, [1.0], None).spread == "one run"
 
 
 def test_a_rival_that_is_not_installed_is_said_in_the_table(monkeypatch):
