@@ -142,3 +142,21 @@ def test_8_two_steps_without_errors_wanted_are_not_a_derivative():
     )(jnp.asarray(3.0))
     assert np.isnan(slope(S.LBFGS(max_steps=2)))
     np.testing.assert_allclose(slope(S.LBFGS(tol=1e-12)), 0.5 / np.sqrt(3), rtol=1e-8)
+
+
+def test_8_nor_two_steps_of_gradient_descent():
+    # The same problem: the formula of implicit differentiation, 4 y / (12 y² − 4 θ), holds at y = √θ alone. A library
+    # that is told not to raise evaluates it wherever the two steps end, without a word.
+    objective = O.FunctionObjective(lambda t, y, _: (y**2 - t) ** 2, jnp.asarray(3.0), start=jnp.asarray(1.0))
+    two = S.GradientDescent(max_steps=2, tol=1e-12)
+    slope = compiled(
+        jax.grad(
+            lambda t: bl.argmin(eqx.tree_at(lambda o: o.hyperparams, objective, t), solver=two, throw=False).params
+        )
+    )
+    assert np.isnan(slope(jnp.asarray(3.0)))
+    done = bl.hypergradient(lambda _, y, data: y, objective, solver=two, on_failure="ignore")
+    truth = 0.5 / np.sqrt(3)
+    true = abs(float(jax.tree.leaves(done.gradient)[0]) - truth) / truth
+    assert true > 1e-3 and done.certificate.result == bl.RESULTS.not_converged
+    assert true / 10 <= done.certificate.relative_error <= 10 * true

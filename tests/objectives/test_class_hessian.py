@@ -84,7 +84,7 @@ def test_is_the_dense_one(name: str):
     "name", ["more directions than samples", "softmax, primal", "softmax, dual", "softmax, support"]
 )
 def test_what_is_too_large_is_solved_by_conjugate_gradient(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(class_hessian, "BLOCK_SIZE", 0)
+    monkeypatch.setattr(class_hessian, "DIRECT_SIZE", 10)
     operator, dense, vector = CASES[name]()
     by_conjugate_gradient = compiled(lambda operator, vector: operator.solve(vector))
     solved = by_conjugate_gradient(operator, as_params(operator, vector))
@@ -97,6 +97,7 @@ def test_more_directions_than_the_primal_has_weights_are_singular():
     operator = SimplexHessian(X, jnp.asarray(1.0), support, jnp.asarray(0.0))
     _, solved = products(operator, jnp.asarray(np.random.default_rng(1).normal(size=(20, 2))))
     assert np.all(np.isnan(solved))
+    assert np.all(np.isnan(compiled(operator._iterate)(jnp.asarray(np.random.default_rng(1).normal(size=(20, 2))))))
     _, solved = products(operator.damped(jnp.asarray(0.1)), jnp.ones((20, 2)))
     np.testing.assert_allclose(solved, 1, rtol=1e-12)
 
