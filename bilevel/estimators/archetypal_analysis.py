@@ -97,7 +97,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """`fit`, and the weights of the samples, (samples, archetypes)."""
         check_parameters(self.get_params(deep=False))
-        X = validate_data(self, X, dtype=FLOATS)
+        X = validate_data(self, X, dtype=FLOATS, order="C")
         count = int(self.n_archetypes)
         if count > len(X):
             raise ValueError(
@@ -117,8 +117,9 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             error, loss = _verify(rows, jnp.asarray(weights), solution.params[1])
         self.weights_, self.n_iter_ = weights, int(solution.stats["num_steps"])
         rounds = np.asarray(solution.stats["objective"])[: self.n_iter_, -1]
-        self.loss_history_ = np.concatenate([[solution.stats["objective_at_start"]], rounds]).astype(X.dtype)
-        self.loss_history_[-1] = min(self.loss_history_[-1], loss)
+        self.loss_history_ = np.array([float(solution.stats["objective_at_start"]), *rounds], X.dtype)
+        # That of the weights which `transform` gives, too.
+        self.loss_history_[-1] = float(loss)
         self.reconstruction_err_ = float(np.linalg.norm(X - weights @ self.archetypes_))
         self.optimality_ = float(error)
         if not self.optimality_ <= self.tol:
@@ -133,7 +134,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def transform(self, X: Any) -> np.ndarray:
         """The weights of the samples X whose mixtures of archetypes are nearest to them, (samples, archetypes)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=FLOATS, reset=False)
+        X = validate_data(self, X, dtype=FLOATS, order="C", reset=False)
         return self._weights(X.astype(self.archetypes_.dtype, copy=False))
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -150,7 +151,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def score(self, X: Any, y: Any = None) -> float:
         """−‖X − A Z‖²_F for the best weights A of the samples X: the larger, the better."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=FLOATS, reset=False).astype(self.archetypes_.dtype, copy=False)
+        X = validate_data(self, X, dtype=FLOATS, order="C", reset=False).astype(self.archetypes_.dtype, copy=False)
         weights = self._weights(X)
         return -float(np.sum((X - weights @ self.archetypes_) ** 2))
 

@@ -67,7 +67,9 @@ class ColumnGeneration(AbstractSolver):
             # matter are near it, so that the Lipschitz constant falls with their distances.
             points = mixed(state.mixtures, data)
             near = HullPoints(objective.gram, objective.linear - objective.gram @ points)
-            weights, steps = descend(near, data[at] - points[:, None], weights, self.block_steps, self.block_tol, within)
+            weights, steps = descend(
+                near, data[at] - points[:, None], weights, self.block_steps, self.block_tol, within
+            )
             # Where a column is filled in twice, one of the two has no weight at the start; added up they are right.
             rows = jnp.arange(len(at))[:, None]
             mixtures = jnp.zeros_like(state.mixtures).at[rows, at].add(weights)
@@ -106,7 +108,7 @@ def _columns(
         resting = jnp.searchsorted(jnp.cumsum(mixture > 0), places + 1)
         count = jnp.sum(mixture > 0)
         best = _best(slope)
-        at = jnp.where(places < count, resting, best[(places - count) % len(best)])
+        at = jnp.where(places < count, resting.astype(best.dtype), best[(places - count) % len(best)])
         return at, jnp.where(places < count, mixture[at], 0)
 
     return jax.vmap(of_row)(mixtures, gradient)

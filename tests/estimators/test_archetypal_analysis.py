@@ -70,7 +70,9 @@ def test_constraints_descent_and_stationarity_in_numpy():
     loss = 0.5 * np.sum(residual**2)
     np.testing.assert_allclose([history[-1], 0.5 * model.reconstruction_err_**2], loss, rtol=1e-6)
     # Duality gaps, by the N × N product that the library never forms.
-    gap = sum(np.sum(p * g) - np.sum(np.min(g, axis=1)) for p, g in ((A, residual @ (B @ X).T), (B, A.T @ residual @ X.T)))
+    gap = sum(
+        np.sum(p * g) - np.sum(np.min(g, axis=1)) for p, g in ((A, residual @ (B @ X).T), (B, A.T @ residual @ X.T))
+    )
     assert -1e-12 <= gap <= 1e-4 * loss
     assert model.optimality_ == pytest.approx(gap / loss, rel=1e-3, abs=1e-9)
 
