@@ -4,7 +4,6 @@ import warnings
 from typing import Any, Self
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Scalar
@@ -94,7 +93,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.fit_transform(X, y)
         return self
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`fit`, and the weights of the samples, (samples, archetypes)."""
         check_parameters(self.get_params(deep=False))
         X = validate_data(self, X, dtype=FLOATS, order="C")
@@ -109,7 +108,8 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         with precision(X.dtype):
             rows = jnp.asarray((X - mean) / self._scale)
             mixtures = self._first_mixtures(X, rows, check_random_state(self.random_state))
-            tol = jnp.asarray(self.tol, X.dtype)
+            # The alternation measures the gaps before the weights' last steps, which change those of the archetypes.
+            tol = jnp.asarray(self.tol / 10, X.dtype)
             solution = _alternate(rows, mixtures, tol, int(self.max_iter))
             self.mixtures_ = np.array(solution.params[1])
             self.archetypes_ = self.mixtures_ @ X
@@ -134,8 +134,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def transform(self, X: Any) -> np.ndarray:
         """The weights of the samples X whose mixtures of archetypes are nearest to them, (samples, archetypes)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=FLOATS, order="C", reset=False)
-        return self._weights(X.astype(self.archetypes_.dtype, copy=False))
+        return self._weights(self._checked(X))
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The mixtures of archetypes with the weights X, (samples, features)."""
@@ -151,9 +150,8 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def score(self, X: Any, y: Any = None) -> float:
         """−‖X − A Z‖²_F for the best weights A of the samples X: the larger, the better."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=FLOATS, order="C", reset=False).astype(self.archetypes_.dtype, copy=False)
-        weights = self._weights(X)
-        return -float(np.sum((X - weights @ self.archetypes_) ** 2))
+        X = self._checked(X)
+        return -float(np.sum((X - self._weights(X) @ self.archetypes_) ** 2))
 
     def __sklearn_tags__(self) -> Any:
         tags = TransformerMixin.__sklearn_tags__(self)
@@ -163,6 +161,10 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     @property
     def _n_features_out(self) -> int:
         return len(self.archetypes_)
+
+    def _checked(self, X: Any) -> np.ndarray:
+        """Samples of the precision of the archetypes."""
+        return np.asarray(validate_data(self, X, dtype=FLOATS, order="C", reset=False), self.archetypes_.dtype)
 
     def _weights(self, X: np.ndarray) -> np.ndarray:
         with precision(X.dtype):

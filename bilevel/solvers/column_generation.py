@@ -72,7 +72,7 @@ class ColumnGeneration(AbstractSolver):
             )
             # Where a column is filled in twice, one of the two has no weight at the start; added up they are right.
             rows = jnp.arange(len(at))[:, None]
-            mixtures = jnp.zeros_like(state.mixtures).at[rows, at].add(weights)
+            mixtures = jnp.asarray(jnp.zeros_like(state.mixtures).at[rows, at].add(weights))
             gradient = objective.gradient(mixtures, data)
             return _State(mixtures, gradient, _gap(mixtures, gradient), state.steps + steps)
 

@@ -177,5 +177,5 @@ def test_bad_samples_are_refused():
     with pytest.raises(NotFittedError):
         small().transform(X)
     model = small().fit(X)
-    with pytest.raises(ValueError, match="`X` must have shape .samples, 3."):
+    with pytest.raises(ValueError, match=r"`X` must have shape .samples, 3."):
         model.inverse_transform(X)

@@ -122,7 +122,7 @@ def test_points_of_a_hull_by_columns_are_those_by_all_samples():
         np.full((3, 40), 1 / 40),
     )
     objective = bl.objectives.HullPoints(jnp.asarray(gram), jnp.asarray(linear))
-    solver = bl.solvers.ColumnGeneration(tol=jnp.asarray(1e-10), max_steps=100)
+    solver = bl.solvers.ColumnGeneration(tol=jnp.asarray(1e-8), max_steps=100)
     # From a mixture of all, which are more than the columns kept, and from one sample.
     run = compiled(lambda X, start: solver.run(objective, X, start))
     for start in (jnp.full((3, 40), 1 / 40), jnp.eye(3, 40)):
