@@ -33,7 +33,7 @@ def plot_archetypes(X: Any, archetypes: Any, *, ax: "Axes | None" = None) -> "Ax
     ax.plot(*archetypes.T, "o", ms=13, color=VERMILION, mec="white", label="archetypes", zorder=4)
     for index, point in enumerate(archetypes):
         ax.annotate(str(1 + index), point, color="white", ha="center", va="center", size=8, weight="bold", zorder=5)
-    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_aspect("equal")
     ax.set_xlabel("first feature")
     ax.set_ylabel("second feature")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

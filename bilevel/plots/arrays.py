@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 
-def shaped(value: Any, name: str, *axes: str | tuple[str, int]) -> np.ndarray:
+def shaped(value: Any, name: str, *axes: str | tuple[str, int], finite: bool = True) -> np.ndarray:
     """`value` as a float array with these axes, or a `ValueError` that names it.
 
-    **Arguments:** for each axis its name, or its name and size: `shaped(z, "z", "strengths", ("n", len(z0)))`.
+    **Arguments:** for each axis its name, or its name and size: `shaped(z, "z", "strengths", ("n", len(z0)))`;
+    `finite`: whether NaN and infinity are refused.
     """
     try:
         array = np.asarray(value, float)
@@ -21,4 +22,6 @@ def shaped(value: Any, name: str, *axes: str | tuple[str, int]) -> np.ndarray:
         raise ValueError(f"`{name}` must have the shape ({', '.join(names)}), got {array.shape}.")
     if array.size == 0:
         raise ValueError(f"`{name}` is empty, of shape {array.shape}: there is nothing to draw.")
+    if finite and not np.isfinite(array).all():
+        raise ValueError(f"`{name}` has {np.sum(~np.isfinite(array))} entries that are not finite.")
     return array

@@ -38,11 +38,20 @@ def plot_certificate(certificate: Any, *, true_error: float | None = None, ax: "
     for row, name in enumerate(ROWS):
         value = float(getattr(certificate, name))
         if np.isfinite(value):
-            ax.plot([max(value, FLOOR)], [row], "D", ms=8, color=BLUE, mec="white", zorder=3)
+            ax.plot(
+                [max(value, FLOOR)],
+                [row],
+                "D",
+                ms=8,
+                color=BLUE,
+                mec="white",
+                zorder=3,
+                label="of all" if row == 0 else None,
+            )
         else:
             missing = "no kinks" if name == "margin" and value > 0 else "not known"
             ax.annotate(missing, (0.5, row), xycoords=("axes fraction", "data"), ha="center", va="center", color="0.4")
-    ax.plot([float(certificate.tol)], [1], "|", ms=22, mew=2, color="0.2", label="tolerance")
+    ax.plot([float(certificate.tol)], [1], "|", ms=17, mew=2, color="0.2", label="tolerance")
     if true_error is not None:
         ax.plot([max(true_error, FLOOR)], [0], "x", ms=9, mew=2, color="0.2", label="true error", zorder=4)
     ax.set_xscale("log")
@@ -51,7 +60,7 @@ def plot_certificate(certificate: Any, *, true_error: float | None = None, ax: "
     ax.set_xlabel("relative size")
     ax.grid(axis="x", alpha=0.3)
     ax.tick_params(axis="y", length=0)
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.9)
     if certificate.result != RESULTS.successful:
         said = RESULTS[certificate.result].split(". ")[0]
         ax.annotate(said, (0, 1), xytext=(0, 4), xycoords="axes fraction", textcoords="offset points", color=VERMILION)

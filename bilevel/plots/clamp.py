@@ -33,15 +33,16 @@ def plot_clamp_curves(
     if quantity not in QUANTITIES:
         raise ValueError(f"`quantity` must be one of {tuple(QUANTITIES)}, got {quantity!r}.")
     mu = _strengths(mu)
-    values = shaped(values, "values", ("strengths", len(mu)), "iterates")
+    values = shaped(values, "values", ("strengths", len(mu)), "iterates", finite=False)
     ax = new_axes(ax)
     if quantity == "gradient_norm":
         values = np.where(values > 0, values, np.nan)
         ax.set_yscale("log")
     colors = on_log_scale(mu)
-    for strength, row in zip(mu, values, strict=True):
+    # The large ones first: they are those that Adam's steps keep tossing about, over all others.
+    for strength, row in sorted(zip(mu, values, strict=True), key=lambda pair: -pair[0]):
         ax.plot(np.arange(len(row)), row, lw=1.5, color=colors.to_rgba(strength))
-    ax.set_xscale("symlog", linthresh=1, linscale=0.3)
+    ax.set_xscale("symlog", linthresh=1, linscale=0.5)
     ax.set_xlim(0, max(values.shape[1] - 1, 1))
     ax.set_xlabel("iteration")
     ax.set_ylabel(QUANTITIES[quantity])
@@ -59,9 +60,9 @@ def plot_clamp_solutions(z: Any, z0: Any, mu: Any, *, colorbar: bool = True, ax:
     z, z0, mu = _solutions(z, z0, mu)
     ax = new_axes(ax)
     order, colors = np.argsort(z0, kind="stable"), on_log_scale(mu)
-    ax.plot(z0[order], z0[order], color="0.5", lw=1, ls="--", label="z = z₀")
     for strength, row in zip(mu, z, strict=True):
         ax.plot(z0[order], row[order], lw=1.5, color=colors.to_rgba(strength))
+    ax.plot(z0[order], z0[order], color="0.2", lw=0.8, ls="--", label="z = z₀")
     ax.set_xlabel("z₀")
     ax.set_ylabel("z")
     ax.grid(alpha=0.3)
@@ -84,9 +85,10 @@ def plot_clamp_map(z: Any, z0: Any, mu: Any, *, c: float = 1.0, ax: "Axes | None
         z0[across], mu[up], z[up][:, across], cmap="RdBu_r", vmin=c - reach, vmax=c + reach, shading="nearest"
     )
     ax.set_yscale("log")
+    _number(ax.yaxis)
     ax.set_xlabel("z₀")
     ax.set_ylabel("μ")
-    ax.figure.colorbar(mesh, ax=ax, label="z")
+    ax.figure.colorbar(mesh, ax=ax, label="z, white where z = c")
     return ax
 
 
@@ -103,4 +105,13 @@ def _solutions(z: Any, z0: Any, mu: Any) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _colorbar(ax: "Axes", colors: Any) -> None:
-    ax.figure.colorbar(colors, ax=ax, label="μ")
+    _number(ax.figure.colorbar(colors, ax=ax, label="μ").ax.yaxis)
+
+
+def _number(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, as plain numbers."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FormatStrFormatter("%g"))

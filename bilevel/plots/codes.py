@@ -48,6 +48,7 @@ def plot_code_histogram(codes: Any, *, bins: int = 60, color: str = BLUE, ax: "A
     ax.set_xlabel("code, where not zero")
     ax.set_ylabel("count")
     ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)
     _note(ax, f"{100 * (1 - len(nonzero) / len(values)):.1f} % zero")
     return ax
 

@@ -23,7 +23,8 @@ def plot_convergence(
 ) -> "Axes":
     """The objective after the step on every block, within and across rounds; each step in the color of its block.
 
-    A round is one unit of the horizontal axis, and ends at a whole number.
+    A round is one unit of the horizontal axis, and ends at a whole number. The vertical scale is logarithmic where
+    values are positive and span more than a decade.
 
     **Arguments:**
 
@@ -31,7 +32,7 @@ def plot_convergence(
       `BlockAlternation`, where rounds that were not needed are NaN; (rounds,) where there is but one block.
     - `blocks`: their names.
     - `start`: the objective before the first step, `stats["objective_at_start"]`.
-    - `optimum`: if given, how far the objective is above it is drawn, on a logarithmic scale.
+    - `optimum`: if given, how far the objective is above it is drawn.
     """
     values, names = _rounds(history, blocks)
     ax = new_axes(ax)
@@ -39,6 +40,7 @@ def plot_convergence(
     x, y = np.r_[0.0, across.ravel()], np.r_[np.nan if start is None else start, values.ravel()]
     if optimum is not None:
         y = np.where(y > optimum, y - optimum, np.nan)
+    if optimum is not None or (np.nanmin(y) > 0 and np.nanmax(y) > 10 * np.nanmin(y)):
         ax.set_yscale("log")
     for block, name in enumerate(names):
         ends = np.arange(1 + block, len(x), count)
@@ -76,7 +78,7 @@ def _rounds(history: Any, blocks: Sequence[str] | None) -> tuple[np.ndarray, lis
     """The rounds that were made, (rounds, blocks), and the names of the blocks."""
     if np.ndim(history) == 1:
         history = np.asarray(history)[:, None]
-    values = shaped(history, "history", "rounds", "blocks")
+    values = shaped(history, "history", "rounds", "blocks", finite=False)
     values = values[: np.flatnonzero(np.r_[True, np.isfinite(values).any(axis=1)])[-1]]
     if len(values) == 0:
         raise ValueError("`history` has no finite value: no round was made, or the objective is not finite.")
@@ -98,4 +100,5 @@ def _mark_rounds(ax: "Axes", rounds: int) -> None:
     ax.grid(axis="x", which="both", alpha=0.3)
     ax.grid(axis="y", alpha=0.3)
     ax.set_xlabel("round")
-    ax.legend(frameon=False)
+    if len(ax.lines) > 1:
+        ax.legend(frameon=False)

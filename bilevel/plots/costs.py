@@ -26,11 +26,16 @@ def plot_costs(
     if not costs:
         raise ValueError("`costs` is empty: there is nothing to draw.")
     num_steps = shaped(num_steps, "num_steps", "points")
-    each = {name: shaped(values, f"costs[{name!r}]", ("points", len(num_steps))) for name, values in costs.items()}
+    each = {
+        name: shaped(values, f"costs[{name!r}]", ("points", len(num_steps)), finite=False)
+        for name, values in costs.items()
+    }
     ax = new_axes(ax)
     unit = 2**20 if quantity == "bytes" else 1
+    # Dashes, as one line may lie on another.
+    dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
     for index, (name, values) in enumerate(each.items()):
-        ax.plot(num_steps, values / unit, lw=1.6, ms=5, label=name, **series(index))
+        ax.plot(num_steps, values / unit, lw=1.6, ms=5, ls=dashes[index % len(dashes)], label=name, **series(index))
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("inner iterations")

@@ -22,9 +22,13 @@ def plot_encoder(dictionary: Any, encoder: Any, *, gridsize: int = 70, ax: "Axes
     D = shaped(dictionary, "dictionary", "atoms", "features")
     E = shaped(encoder, "encoder", ("features", D.shape[1]), ("atoms", D.shape[0]))
     ax = new_axes(ax)
-    limit = 1.05 * max(np.abs(D).max(), np.abs(E).max(), np.finfo(float).tiny)
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    limit = 1.05 * max(np.abs(D).max(), np.abs(E).max()) or 1.0
     square = (-limit, limit, -limit, limit)
-    counts = ax.hexbin(D.T.ravel(), E.ravel(), gridsize=gridsize, extent=square, bins="log", mincnt=1, cmap="cividis_r")
+    blues = ListedColormap(colormaps["Blues"](np.linspace(0.3, 1, 256)))
+    counts = ax.hexbin(D.T.ravel(), E.ravel(), gridsize=gridsize, extent=square, bins="log", mincnt=1, cmap=blues)
     ax.plot([-limit, limit], [-limit, limit], color="0.2", lw=1, ls="--", label="E = Dᵀ")
     ax.set(aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit))
     ax.set_xlabel("entry of the decoder Dᵀ")

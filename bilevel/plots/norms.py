@@ -29,16 +29,16 @@ def plot_norms(
     ax = new_axes(ax)
     index = np.arange(len(norms))
     above = np.zeros(len(norms), bool) if bound is None else norms > bound * (1 + rtol)
-    ax.vlines(index, 0, norms, color="0.85", lw=0.8)
     ax.plot(index[~above], norms[~above], "o", ms=3.5, color=BLUE)
     if bound is not None:
-        ax.axhline(bound, color="0.2", lw=1, ls="--", label=f"bound {bound:g}")
+        ax.axhline(bound, color="0.2", lw=1, ls="--", zorder=3, label=f"bound {bound:g}")
     if above.any():
         ax.plot(index[above], norms[above], "D", ms=4.5, color=VERMILION, label=f"{above.sum()} above the bound")
     ax.set_ylim(0, 1.12 * max(norms.max(), bound or 0, np.finfo(float).tiny))
     ax.margins(x=0.02)
+    ax.grid(axis="y", alpha=0.3)
     ax.set_xlabel(label)
     ax.set_ylabel("Euclidean norm")
     if bound is not None:
-        ax.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="lower right")
+        ax.legend(frameon=False, loc="lower right")
     return ax

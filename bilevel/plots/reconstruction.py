@@ -15,6 +15,7 @@ def plot_reconstruction(
     original: Any, reconstruction: Any, *, peak: float | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """An image, its reconstruction in the same grays, and reconstruction − original: red where it is too bright.
+    Its colors are saturated in the most wrong 0.5 % of the pixels, which would else leave the others pale.
 
     Below the second stands the peak signal-to-noise ratio,
 
@@ -33,7 +34,7 @@ def plot_reconstruction(
     gap = 0.06 * width
     grays = {"cmap": "gray", "vmin": low, "vmax": high}
     # A perfect reconstruction has no scale of its own.
-    scale = np.abs(error).max() or 1.0
+    scale = float(np.quantile(np.abs(error), 0.995)) or float(np.abs(error).max()) or 1.0
     lefts = [k * (width + gap) for k in range(3)]
     show = lambda left, image, **style: ax.imshow(
         image, extent=(left, left + width, height, 0), interpolation="antialiased", **style
@@ -46,7 +47,7 @@ def plot_reconstruction(
     ax.set_xticks([left + width / 2 for left in lefts], labels)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.figure.colorbar(drawn, ax=ax, shrink=0.5 * height / width, aspect=14, pad=0.01)
+    ax.figure.colorbar(drawn, cax=ax.inset_axes((1.015, 0.1, 0.015, 0.8)), extend="both")
     return ax
 
 

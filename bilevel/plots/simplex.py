@@ -42,7 +42,9 @@ def plot_simplex(
     # Lines from the center to the corners, which tell where one weight rules.
     for corner, name in zip(corners, names, strict=True):
         ax.plot([0, corner[0]], [0, corner[1]], color="0.85", lw=0.8, zorder=0)
-        ax.annotate(name, 1.1 * corner, ha="center", va="center")
+        sides = [-1 if part < -0.1 else 1 if part > 0.1 else 0 for part in corner]
+        ha, va = ("center", "left", "right")[sides[0]], ("center", "bottom", "top")[sides[1]]
+        ax.annotate(name, 1.06 * corner, ha=ha, va=va)
     size = float(np.clip(6000 / len(weights), 4, 24))
     ax.scatter(
         *(weights @ corners).T,

@@ -1,21 +1,9 @@
 import sys
 
-import matplotlib
 import numpy as np
 import pytest
 
 from bilevel.plots import page, plot_atoms, plot_losses
-
-matplotlib.use("agg")
-
-
-@pytest.fixture
-def axes():
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots()
-    yield ax
-    plt.close(figure)
 
 
 def test_atoms_are_drawn_in_a_grid_scaled_and_with_their_sum_positive(axes):
