@@ -42,11 +42,13 @@ def plot_convergence(
         y = np.where(y > optimum, y - optimum, np.nan)
     if optimum is not None or (np.nanmin(y) > 0 and np.nanmax(y) > 10 * np.nanmin(y)):
         ax.set_yscale("log")
+    # Marks that would hide each other shrink.
+    size = float(np.clip(300 / len(x), 1.5, 4.5))
     for block, name in enumerate(names):
         ends = np.arange(1 + block, len(x), count)
         # From where the step began to where it ended, and a gap.
         parts = [np.stack([p[ends - 1], p[ends], np.full(len(ends), np.nan)], axis=1).ravel() for p in (x, y)]
-        ax.plot(*parts, lw=1.6, ms=4.5, markevery=slice(1, None, 3), label=name, **series(block))
+        ax.plot(*parts, lw=1.6, ms=size, markevery=slice(1, None, 3), label=name, **series(block))
     if start is not None:
         ax.plot(x[:1], y[:1], "o", ms=4.5, color="0.4", label="start")
     _mark_rounds(ax, len(values))
@@ -93,10 +95,10 @@ def _positions(values: np.ndarray) -> np.ndarray:
 
 
 def _mark_rounds(ax: "Axes", rounds: int) -> None:
-    from matplotlib.ticker import AutoMinorLocator, MaxNLocator, MultipleLocator
+    from matplotlib.ticker import MaxNLocator, MultipleLocator, NullLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.xaxis.set_minor_locator(MultipleLocator(1) if rounds <= 50 else AutoMinorLocator())
+    ax.xaxis.set_minor_locator(MultipleLocator(1) if rounds <= 50 else NullLocator())
     ax.grid(axis="x", which="both", alpha=0.3)
     ax.grid(axis="y", alpha=0.3)
     ax.set_xlabel("round")

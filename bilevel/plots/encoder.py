@@ -15,7 +15,7 @@ def plot_encoder(dictionary: Any, encoder: Any, *, gridsize: int = 70, ax: "Axes
     """Every entry of the encoder E against the entry of Dᵀ in its place, counted in hexagons; and where E = Dᵀ.
 
     A tied encoder is the dashed line; the cosine of the angle between E and Dᵀ says how nearly it is one, up to scale.
-    (To see them as images, draw `dictionary` and `encoder.T` by `plot_atoms` side by side.)
+    As images, `plot_atoms(dictionary, image_shape, beside=encoder.T)` shows them in pairs.
 
     **Arguments:** `dictionary` (atoms, features); `encoder` (features, atoms).
     """

@@ -43,11 +43,13 @@ def plot_reconstruction(
     show(lefts[1], reconstruction, **grays)
     drawn = show(lefts[2], error, cmap="RdBu_r", vmin=-scale, vmax=scale)
     ax.set(xlim=(0, lefts[-1] + width), ylim=(height, 0), yticks=[])
-    labels = ("original", f"reconstruction\nPSNR {_psnr(error, peak)} dB", "reconstruction − original")
+    labels = ("original", f"reconstruction\nPSNR {_psnr(error, peak)} dB", "error")
     ax.set_xticks([left + width / 2 for left in lefts], labels)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.figure.colorbar(drawn, cax=ax.inset_axes((1.015, 0.1, 0.015, 0.8)), extend="both")
+    ax.figure.colorbar(
+        drawn, cax=ax.inset_axes((1.015, 0.1, 0.015, 0.8)), extend="both", label="reconstruction − original"
+    )
     return ax
 
 

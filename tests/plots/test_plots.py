@@ -17,9 +17,23 @@ def test_atoms_are_drawn_in_a_grid_scaled_and_with_their_sum_positive(axes):
     assert np.isnan(drawn[4:6, 4:6]).all()
 
 
+def test_what_stands_beside_an_atom_has_its_sign(axes):
+    dictionary = np.array([[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, 0.0, 0.0]])
+    beside = np.array([[0.0, -4.0, 0.0, 2.0], [-3.0, 0.0, 0.0, 6.0]])
+    plot_atoms(dictionary, (2, 2), beside=beside, columns=1, ax=axes)
+    drawn = np.ma.filled(axes.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(drawn[4:6, 4:9], [[0.25, 0.5, np.nan, 0, -1], [0.75, 1, np.nan, 0, 0.5]])
+    np.testing.assert_allclose(drawn[10:12, 4:9], [[0.5, 1, np.nan, 0.5, 0], [0, 0, np.nan, 0, -1]])
+    assert np.isfinite(drawn).sum() == 16
+
+
 def test_atoms_that_are_no_images_are_refused(axes):
     with pytest.raises(ValueError, match="image_shape"):
         plot_atoms(np.ones((2, 5)), (2, 2), ax=axes)
+    with pytest.raises(ValueError, match="`dictionary`"):
+        plot_atoms(np.ones(4), (2, 2), ax=axes)
+    with pytest.raises(ValueError, match="`beside`"):
+        plot_atoms(np.ones((2, 4)), (2, 2), beside=np.ones((4, 2)), ax=axes)
 
 
 def test_losses_show_each_run_and_the_median_of_what_all_have(axes):
