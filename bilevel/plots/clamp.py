@@ -109,9 +109,12 @@ def _colorbar(ax: "Axes", colors: Any) -> None:
 
 
 def _number(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, as plain numbers."""
+    """Ticks at 1, 2 and 5 times powers of ten, as plain numbers; matplotlib's own where that gives too few."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+    low, high = sorted(axis.get_view_interval())
+    if high < 5 * low:
+        return
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FormatStrFormatter("%g"))

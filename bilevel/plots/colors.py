@@ -34,4 +34,6 @@ def on_log_scale(values: np.ndarray) -> "ScalarMappable":
     from matplotlib.colors import ListedColormap, LogNorm
 
     colors = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
-    return ScalarMappable(LogNorm(values.min(), values.max()), colors)
+    low, high = values.min(), values.max()
+    # A norm needs a range.
+    return ScalarMappable(LogNorm(low, high) if low < high else LogNorm(low / 2, 2 * high), colors)

@@ -12,6 +12,13 @@ HISTORY = np.array([[9.0, 7.0, 6.0], [5.5, 5.5, 4.0], [np.nan, np.nan, np.nan]])
 BLOCKS = ("codes", "decoder", "encoder")
 
 
+@pytest.fixture(autouse=True)
+def drawn(axes):
+    """Whatever a test draws can be drawn: without a warning, as warnings are errors."""
+    yield
+    axes.figure.canvas.draw()
+
+
 def by_label(ax):
     return {line.get_label(): line for line in ax.lines}
 
@@ -147,6 +154,18 @@ def test_clamp_solutions_are_functions_of_z0_colored_by_mu(clamp, axes):
     bar = axes.figure.axes[1]
     assert bar.get_ylabel() == "μ"
     np.testing.assert_allclose(bar.get_ylim(), (0.1, 1))
+
+
+@pytest.mark.parametrize("mu", [[0.3], [0.3, 0.35]])
+def test_clamp_figures_of_few_strengths_have_a_scale(mu, axes):
+    z0 = np.arange(3.0)
+    plots.plot_clamp_solutions(np.ones((len(mu), 3)), z0, mu, ax=axes)
+    axes.clear()
+    plots.plot_clamp_map(np.ones((len(mu), 3)), z0, mu, ax=axes)
+    axes.figure.canvas.draw()
+    for labelled in axes.figure.axes:
+        assert any(label.get_text() for label in labelled.get_yticklabels(which="both"))
+    assert axes.collections[0].get_clim() == (0, 2)
 
 
 def test_clamp_map_has_mu_upwards_and_c_white(clamp, axes):
