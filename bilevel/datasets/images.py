@@ -1,5 +1,6 @@
 """Gray images between 0 and 1, from files and from packages."""
 
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -56,7 +57,7 @@ redistributable; no licence stated |
     image = read_image(packaged_file(package, file, distribution), dtype)
     if size is None:
         return image
-    if not 1 <= size <= min(image.shape):
+    if not isinstance(size, Integral) or not 1 <= int(size) <= min(image.shape):
         raise ValueError(f"`size` must be between 1 and {min(image.shape)} for {name!r} {image.shape}, got {size!r}.")
     top, left = ((length - size) // 2 for length in image.shape)
     return image[top : top + size, left : left + size]

@@ -1,11 +1,11 @@
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bilevel.datasets import extract_patches, load_photograph, packages, read_image, to_gray
+from tests.datasets.needs import needs
 
 SHAPES = {
     "barbara": (574, 702),
@@ -20,7 +20,6 @@ SHAPES = {
     "gravel": (512, 512),
 }
 PACKAGE = {"barbara": "sporco", "china": "sklearn", "flower": "sklearn"}
-needs = lambda package: pytest.mark.skipif(find_spec(package) is None, reason=f"{package} (`data` extra) is missing")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs(PACKAGE.get(name, "skimage"))) for name in SHAPES])
@@ -90,7 +89,7 @@ def test_what_is_no_image_is_refused(shape):
 def test_bad_names_and_sizes_are_refused():
     with pytest.raises(ValueError, match="barbara"):
         load_photograph("lena")
-    for size in (0, 428):
+    for size in (0, 428, 2.5):
         with pytest.raises(ValueError, match="between 1 and 427"):
             load_photograph("china", size=size)
 
