@@ -89,7 +89,7 @@ bench: .venv-bench/.installed
 
 lock: | $(UV)
 	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
-		--extra plots --group dev --custom-compile-command "make lock" --output-file requirements.lock
+		--extra plots --extra data --group dev --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-bench .uv .cache out dist .pytest_cache .ruff_cache .hypothesis
