@@ -7,6 +7,8 @@ from pathlib import Path
 
 # XLA's remarks, as errors, on every program that it loads from the cache.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Workers take all processors already; threads that wait for each other take them from those that work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest

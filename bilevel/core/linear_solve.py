@@ -110,6 +110,9 @@ def solve(
             answer = _by_lineax(function, vector, options.solver, init)
         return checked(answer, vector, options.on_failure)
 
+    # JAX transposes the system only if every leaf of the right side is a linear function of what moves, also one that
+    # does not move at all: that of a block of the unknown that a hyperparameter does not touch.
+    vector = jax.tree.map(lambda x: x + tree.nothing(vector).astype(x.dtype), vector)
     # Not `lineax.linear_solve`: in reverse mode it raises where the answer is not finite, even with `throw=False`, so
     # that one sample without a derivative would take all others with it.
     return jax.lax.custom_linear_solve(operator.mv, vector, by, by, symmetric=symmetric)

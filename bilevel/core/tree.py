@@ -134,6 +134,12 @@ def _with_slope_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return _with_slope(x, slope), slope.astype(x.dtype) * tangents[0]
 
 
+def nothing(tree: PyTree) -> Scalar:
+    """Zero, as the sum of none of the entries of `tree`: to JAX, a linear function of each of its leaves."""
+    first, *rest = (jnp.sum(jnp.ravel(leaf)[:0]) for leaf in jax.tree.leaves(tree))
+    return sum(rest, start=first)
+
+
 def constant(tree: T) -> T:
     """`tree`, held constant under differentiation."""
     return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

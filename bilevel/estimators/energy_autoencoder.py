@@ -17,8 +17,7 @@ from bilevel.estimators.initialization import initial_dictionary
 from bilevel.estimators.parameters import check_parameters
 from bilevel.objectives import Autoencoder, EnergyAutoencoder as Energy, Quadratic
 from bilevel.prox import UnitBall
-from bilevel.solvers import BlockAlternation
-from bilevel.solvers.descent import descend
+from bilevel.solvers import BlockAlternation, LagrangeDual
 
 #: In a batch, for decoder and encoder each: the most gradient steps, and the factor by which optimality is to fall.
 BATCH_STEPS, BATCH_TOL = 100, 1e-3
@@ -210,5 +209,5 @@ def _fit_to(seen: Seen, dictionary: Array, encoder: Array) -> tuple[Array, Array
     seen = Seen(*map(jnp.asarray, seen))
     decoder = Quadratic(seen.cross, left=seen.codes, nonsmooth=UnitBall())
     coder = Quadratic(seen.cross.T, left=seen.samples, nonsmooth=UnitBall())
-    solve = lambda problem, start: descend(problem, None, jnp.asarray(start), BATCH_STEPS, BATCH_TOL)[0]
+    solve = lambda problem, start: LagrangeDual().run(problem, None, jnp.asarray(start)).params
     return solve(decoder, dictionary), solve(coder, encoder)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
+from bilevel.core import tree
 from bilevel.core.linear_solve import checked
 from bilevel.core.operators import AbstractSymmetricOperator
 from bilevel.core.policy import Policy
@@ -85,15 +86,9 @@ def respond(
 
     # JAX demands that every entry of the right side be a linear function of the tangent, and every one of the matrix a
     # function of what moves when it is differentiated again: here come a zero and a one that are.
-    nothing, one = _nothing(tangent), 1 + _nothing((inputs, codes))
+    nothing, one = tree.nothing(tangent), 1 + tree.nothing((inputs, codes))
     right = (tangent, jnp.broadcast_to(nothing, codes.shape))
     return jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve)[1]
-
-
-def _nothing(values: PyTree) -> Scalar:
-    """Zero, as the sum of none of the values' entries."""
-    first, *rest = (jnp.sum(jnp.ravel(leaf)[:0]) for leaf in jax.tree.leaves(values))
-    return sum(rest, start=first)
 
 
 def _pull(inputs: Inputs, codes: Codes, adjoint: Codes, signs: Codes) -> Inputs:

@@ -17,6 +17,7 @@ from bilevel.solvers.jaxopt_adapter import (
     ProximalGradient as ProximalGradient,
     ScipyMinimize as ScipyMinimize,
 )
+from bilevel.solvers.lagrange_dual import LagrangeDual as LagrangeDual
 from bilevel.solvers.learned import (
     AbstractRule as AbstractRule,
     Coordinatewise as Coordinatewise,

@@ -4,14 +4,17 @@ from bilevel.objectives import AbstractExactObjective, AbstractObjective, HullPo
 from bilevel.solvers.base import AbstractSolver
 from bilevel.solvers.column_generation import ColumnGeneration
 from bilevel.solvers.exact import Exact
+from bilevel.solvers.lagrange_dual import LagrangeDual, serves
 from bilevel.solvers.sparse_coder import SparseCoder
 
 
 def specialist(objective: AbstractObjective) -> AbstractSolver | None:
     """The objective's formula where it has one; `SparseCoder` for sparse codes with squared error; `ColumnGeneration`
-    for points of a convex hull; else None."""
+    for points of a convex hull, `LagrangeDual` for least squares over rows in the unit ball; else None."""
     if isinstance(objective, AbstractExactObjective):
         return Exact()
     if isinstance(objective, SparseCoding) and objective.loss is None:
         return SparseCoder()
+    if serves(objective):
+        return LagrangeDual()
     return ColumnGeneration() if isinstance(objective, HullPoints) else None

@@ -144,7 +144,7 @@ def test_bad_samples_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         small().fit(np.full((4, 3), np.nan))
     for method in (model.transform, model.encode, model.partial_fit):
-        with pytest.raises(ValueError, match="X has 4 features, but .* is expecting 5"):
+        with pytest.raises(ValueError, match=r"X has 4 features, but .* is expecting 5"):
             method(samples(features=4))
     with pytest.raises(ValueError, match="X has 3 components, but the dictionary has 4 atoms"):
         model.inverse_transform(np.ones((2, 3)))

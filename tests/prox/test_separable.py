@@ -103,7 +103,7 @@ def test_keeps_32_bits():
 def test_bad_blocks_are_named():
     with pytest.raises(ValueError, match=r"`blocks` must have at every leaf a penalty .* got float"):
         P.BlockSeparable({"a": 0.3})
-    with pytest.raises(ValueError, match="a polyhedral penalty .* got UnitBall"):
+    with pytest.raises(ValueError, match=r"a polyhedral penalty .* got UnitBall"):
         P.PolyhedralBlockSeparable((L1(), UnitBall()))
     with pytest.raises(ValueError, match="`blocks` must be a tree prefix of the unknown"):
         P.block_separable({"a": L1()}).prox({"b": jnp.ones(2)}, 1.0)

@@ -91,21 +91,22 @@ def test_the_hypergradient_is_that_of_finite_differences():
     init = solved().params
     args = (jnp.asarray(0.1), jnp.asarray(0.5), X)
     grads = hypergradient(*args, init, bl.Implicit(), COTANGENT)
-    directions = jnp.asarray(1.0), jnp.asarray(-0.7), jnp.asarray(rng.normal(size=X.shape))
+    directions = jnp.asarray(1.0), jnp.asarray(-0.7), jnp.asarray(np.random.default_rng(2).normal(size=X.shape))
     slope = sum(float(jnp.vdot(g, d)) for g, d in zip(grads, directions, strict=True))
     at = lambda step: float(
         outer(*(a + step * d for a, d in zip(args, directions, strict=True)), init, bl.Implicit(), COTANGENT)
     )
-    differences = [(at(step) - at(-step)) / (2 * step) for step in (1e-4, 1e-5)]
+    differences = [(at(step) - at(-step)) / (2 * step) for step in (1e-2, 1e-3, 1e-4)]
     assert min(abs(slope - d) for d in differences) <= 1e-5 * abs(slope)
 
 
 def test_unrolled_derivatives_agree():
     """From the solution, whose rounds each contract: 60 of them."""
+    init = solved().params
     solver = bl.solvers.BlockAlternation(tol=1e-300, max_steps=60, block_steps=5)
 
     def last(l1, diff):
-        codes = bl.argmin(objective(0.1, l1), X, init=solved().params, solver=solver, diff=diff, throw=False).params
+        codes = bl.argmin(objective(0.1, l1), X, init=init, solver=solver, diff=diff, throw=False).params
         return jnp.sum(jnp.sin(codes["codes"]))
 
     unrolled = compiled(jax.jacfwd(last))(jnp.asarray(0.5), bl.Unrolled())
