@@ -26,6 +26,10 @@ class AbstractBlockObjective(AbstractObjective):
     def subproblem(self, index: int, params: PyTree, data: PyTree) -> Subproblem:
         """The problem in block `index` of `params`, the others held: equal to f + g up to a constant."""
 
+    def gauge(self, index: int, params: PyTree, data: PyTree) -> Subproblem:
+        """The same problem, in a form whose optimality is cheaper to measure where there is one."""
+        return self.subproblem(index, params, data)
+
     # Where g is separable, 0 ∈ ∇f(y) + ∂g(y) falls apart into the same for each block: a point is stationary exactly
     # where every block of it is optimal for its own problem. Each has units of its own, lest one whose curvature is
     # larger by orders of magnitude hide the others.
@@ -33,7 +37,7 @@ class AbstractBlockObjective(AbstractObjective):
         """The largest error of each block, as its own problem measures it."""
         errors = []
         for index, block in enumerate(children(params)):
-            problem, own = self.subproblem(index, params, data)
+            problem, own = self.gauge(index, params, data)
             errors.append(problem.optimality_error(block, own, problem.units(block, own)))
         return jnp.stack(errors)
 
@@ -41,7 +45,7 @@ class AbstractBlockObjective(AbstractObjective):
         """Σ over blocks of the Lipschitz constants of their own gradients: a bound where f is jointly convex."""
         curvatures = []
         for index, block in enumerate(children(params)):
-            problem, own = self.subproblem(index, params, data)
+            problem, own = self.gauge(index, params, data)
             curvatures.append(problem.local_lipschitz(block, own))
         return jnp.sum(jnp.stack(curvatures))
 

@@ -86,18 +86,27 @@ class EnergyAutoencoder(AbstractBlockObjective):
         samples = jnp.concatenate([decoder_root * data, encoder_root * (data @ encoder)], axis=1)
         return SparseCoding(atoms, 1.0), samples
 
-    # All that D and E need of the samples is in a few Gram matrices: up to constants,
-    #
-    #     ½ λd ‖X − Z D‖² = λd (½⟨D, ZᵀZ D⟩ − ⟨ZᵀX, D⟩),     ½ λe ‖Z − X E‖² = λe (½⟨E, XᵀX E⟩ − ⟨XᵀZ, E⟩).
     def subproblem(self, index: int, params: Autoencoder, data: Data) -> Subproblem:
         if index == 0:
             return self.coding(params.dictionary, params.encoder, data)
+        return self.gauge(index, params, data)
+
+    # A few Gram matrices stand for all samples: up to constants,
+    #
+    #     ½ λd ‖X − Z D‖² = λd (½⟨D, ZᵀZ D⟩ − ⟨ZᵀX, D⟩)                   in D,
+    #     ½ λe ‖Z − X E‖² = λe (½⟨E, XᵀX E⟩ − ⟨XᵀZ, E⟩)                   in E,
+    #     their sum       = ½⟨Z, Z (λd D Dᵀ + λe I)⟩ − ⟨λd X Dᵀ + λe X E, Z⟩   in Z.
+    def gauge(self, index: int, params: Autoencoder, data: Data) -> Subproblem:
+        Z, D, E = params.codes, params.dictionary, params.encoder
         decoder_weight, encoder_weight = self._weights(data)
+        if index == 0:
+            gram = decoder_weight * (D @ D.T) + encoder_weight * jnp.eye(len(D), dtype=data.dtype)
+            return Quadratic(data @ (decoder_weight * D.T + encoder_weight * E), right=gram, nonsmooth=L1()), None
         if index == 1:
-            weighted = decoder_weight * params.codes.T
-            return Quadratic(weighted @ data, left=weighted @ params.codes, nonsmooth=UnitBall()), None
+            weighted = decoder_weight * Z.T
+            return Quadratic(weighted @ data, left=weighted @ Z, nonsmooth=UnitBall()), None
         weighted = encoder_weight * data.T
-        return Quadratic(weighted @ params.codes, left=weighted @ data, nonsmooth=UnitBall()), None
+        return Quadratic(weighted @ Z, left=weighted @ data, nonsmooth=UnitBall()), None
 
     def _weights(self, data: Data) -> tuple[Scalar, Scalar]:
         return self.decoder_weight.astype(data.dtype), self.encoder_weight.astype(data.dtype)

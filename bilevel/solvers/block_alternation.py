@@ -48,7 +48,7 @@ class BlockAlternation(AbstractSolver):
     tol: ScalarLike | None = None
     max_steps: int = 1000
     block_steps: int = 100
-    block_tol: ScalarLike = 0.1
+    block_tol: ScalarLike = 0.01
 
     def __check_init__(self):
         check_options(self)
