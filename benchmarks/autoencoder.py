@@ -13,10 +13,8 @@ medians without compilation. The objective is computed by one and the same funct
 """
 
 import importlib
-import importlib.util
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -28,32 +26,21 @@ from tqdm.auto import tqdm
 
 import bilevel as bl
 from benchmarks.results import Results, Rows
+from bilevel.datasets import extract_patches, load_photograph
 from bilevel.objectives import Autoencoder, EnergyAutoencoder
 
 #: The most rounds that this library may take to the objective of the other.
-PATIENCE = 200
+PATIENCE = 60
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE, PATCH, ATOMS, WEIGHT, ROUNDS, RTOL = 512, 12, 200, 10.0, 20, 1e-3
 
 
-def barbara() -> np.ndarray:
-    """The middle 512 × 512 pixels in gray, between 0 and 1."""
-    package = importlib.util.find_spec("sporco")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("Barbara comes with sporco, which is not installed. Try `pip install sporco`.")
-    image = plt.imread(Path(package.submodule_search_locations[0]) / "data" / "barbara.png")[..., :3]
-    gray = image.astype(float) @ np.array([0.299, 0.587, 0.114])
-    top, left = ((length - SIZE) // 2 for length in gray.shape)
-    return gray[top : top + SIZE, left : left + SIZE]
-
-
-def patches(image: np.ndarray) -> np.ndarray:
-    """The patches that do not overlap, one a row; what is left at the edges is left out."""
-    rows, columns = (length // PATCH for length in image.shape)
-    grid = image[: rows * PATCH, : columns * PATCH].reshape(rows, PATCH, columns, PATCH)
-    return grid.swapaxes(1, 2).reshape(rows * columns, PATCH * PATCH)
+def patches() -> np.ndarray:
+    """Barbara's, one a row."""
+    image = load_photograph("barbara", size=SIZE, dtype=np.float64)
+    return extract_patches(image, PATCH).X
 
 
 def start(X: np.ndarray, seed: int = 0) -> Autoencoder:
@@ -162,7 +149,7 @@ def draw(runs: dict[str, Run]) -> "Figure":
 
 
 def measure(repeats: int, rounds: int) -> tuple[dict[str, Rows], dict[str, Run]]:
-    X = patches(barbara())
+    X = patches()
     data, init = jnp.asarray(X), start(X)
     problem = EnergyAutoencoder(ATOMS, WEIGHT, WEIGHT)
     value = eqx.filter_jit(lambda params: problem(params, data))

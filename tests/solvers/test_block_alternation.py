@@ -96,8 +96,17 @@ def test_the_hypergradient_is_that_of_finite_differences():
     at = lambda step: float(
         outer(*(a + step * d for a, d in zip(args, directions, strict=True)), init, bl.Implicit(), COTANGENT)
     )
+    # Rounds of alternation gain little each, so that the solutions are far less exact than the tolerance.
     differences = [(at(step) - at(-step)) / (2 * step) for step in (1e-2, 1e-3, 1e-4)]
     assert min(abs(slope - d) for d in differences) <= 1e-5 * abs(slope)
+
+
+def test_a_leaf_of_the_objective_that_acts_on_one_block_only_moves_them_all():
+    """`l1` is in the codes' optimality alone, and the other block's right-hand side is zero whatever it is."""
+    init, args = solved().params, (jnp.asarray(0.1), jnp.asarray(0.5), X)
+    expected = hypergradient(*args, init, bl.Implicit(), COTANGENT)[1]
+    of_l1 = compiled(jax.grad(lambda l1: outer.__wrapped__(args[0], l1, X, init, bl.Implicit(), COTANGENT)))
+    assert float(of_l1(args[1])) == pytest.approx(float(expected), rel=1e-8)
 
 
 def test_unrolled_derivatives_agree():
