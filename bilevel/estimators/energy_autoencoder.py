@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
@@ -21,8 +21,6 @@ from bilevel.solvers import BlockAlternation, LagrangeDual
 
 #: In a batch, for decoder and encoder each: the most gradient steps, and the factor by which optimality is to fall.
 BATCH_STEPS, BATCH_TOL = 100, 1e-3
-
-Rows = Float[Array, "samples features"]
 
 
 class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -98,10 +96,6 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             self._remember(X, np.asarray(solution.params.codes))
         return self
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
-        """`fit`, and the codes of X, those of `transform`."""
-        return self.fit(X).transform(X)
-
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Go on learning from a batch of samples: code them, then fit D and E to the codes of all samples seen.
 
@@ -139,7 +133,7 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The samples (samples, features) that codes X (samples, components) stand for: X D."""
         check_is_fitted(self)
-        codes = check_array(X, dtype=self.dictionary_.dtype)
+        codes = check_array(X, dtype=self.dictionary_.dtype.name)
         if codes.shape[1] != self._n_features_out:
             raise ValueError(f"X has {codes.shape[1]} components, but the dictionary has {self._n_features_out} atoms.")
         return codes @ self.dictionary_
@@ -181,9 +175,9 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 class Seen(NamedTuple):
     """ZᵀZ, ZᵀX and XᵀX of the samples seen, which is all that D and E depend on."""
 
-    codes: Float[np.ndarray, "components components"]
-    cross: Float[np.ndarray, "components features"]
-    samples: Float[np.ndarray, "features features"]
+    codes: Any
+    cross: Any
+    samples: Any
 
     @classmethod
     def nothing(cls, dictionary: np.ndarray) -> "Seen":
@@ -194,17 +188,17 @@ class Seen(NamedTuple):
 
 # Functions of the module, so that a second fit finds its program compiled.
 @eqx.filter_jit
-def _alternate(objective: Energy, X: Rows, start: Autoencoder, solver: BlockAlternation) -> Solution:
+def _alternate(objective: Energy, X: Any, start: Autoencoder, solver: BlockAlternation) -> Solution:
     return argmin(objective, X, init=start, solver=solver, throw=False)
 
 
 @eqx.filter_jit
-def _code(objective: Energy, dictionary: Array, encoder: Array, X: Rows) -> Solution:
+def _code(objective: Energy, dictionary: Any, encoder: Any, X: Any) -> Solution:
     return argmin(*objective.coding(dictionary, encoder, X), throw=False)
 
 
 @eqx.filter_jit
-def _fit_to(seen: Seen, dictionary: Array, encoder: Array) -> tuple[Array, Array]:
+def _fit_to(seen: Seen, dictionary: Any, encoder: Any) -> tuple[Array, Array]:
     """Decoder and encoder for given codes: each by itself, so that neither depends on λd or λe."""
     seen = Seen(*map(jnp.asarray, seen))
     decoder = Quadratic(seen.cross, left=seen.codes, nonsmooth=UnitBall())

@@ -137,7 +137,7 @@ def largest_bound(matrix: Float[Array, "n n"], squarings: int = 5) -> Scalar:
     scale, unit = size, matrix / jnp.where(size > 0, size, 1)
     for k in range(1, squarings + 1):
         square = unit @ unit
-        size = jnp.linalg.norm(square)
+        size = tree.norm(square)
         scale, unit = scale * size ** (0.5**k), square / jnp.where(size > 0, size, 1)
     return scale
 
