@@ -19,9 +19,6 @@ from bilevel.objectives import Autoencoder, EnergyAutoencoder as Energy, Quadrat
 from bilevel.prox import UnitBall
 from bilevel.solvers import BlockAlternation, LagrangeDual
 
-#: In a batch, for decoder and encoder each: the most gradient steps, and the factor by which optimality is to fall.
-BATCH_STEPS, BATCH_TOL = 100, 1e-3
-
 
 class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Learn sparse codes Z, a decoder D and an encoder E of the samples X:

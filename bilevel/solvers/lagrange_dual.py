@@ -106,13 +106,13 @@ def _newton(
 
     def step(state: _State) -> _State:
         factor = jax.scipy.linalg.cho_factor(A + jnp.diag(state.multipliers + floor), lower=True)
-        rows = jax.scipy.linalg.cho_solve(factor, C)
-        inverse = jax.scipy.linalg.cho_solve(factor, identity)
+        rows: Array = jax.scipy.linalg.cho_solve(factor, C)
+        inverse: Array = jax.scipy.linalg.cho_solve(factor, identity)
         norms = jnp.linalg.norm(rows, axis=1)
         bounded = (state.multipliers > 0) | (norms > 1)
         pair = bounded[:, None] & bounded[None, :]
         system = jnp.where(pair, inverse * (rows @ rows.T), identity)
-        right = jnp.where(bounded, norms**3 - norms**2, 0)
+        right: Array = jnp.where(bounded, norms**3 - norms**2, 0)  # pyright: ignore[reportAssignmentType]
         move = jax.scipy.linalg.solve(system, right, assume_a="pos")
         multipliers = jnp.maximum(state.multipliers + move, 0)
         change = jnp.abs(multipliers - state.multipliers) / (jnp.diagonal(A) + floor + multipliers)
