@@ -1,19 +1,19 @@
-"""Archetypal analysis, beside the package `archetypes`, at the residual that each achieves.
+"""How long archetypal analysis takes, by this library and by the package `archetypes`, at the residual each achieves.
 
-`python -m benchmarks.archetypes --out docs` fits samples that are mixtures of k vertices, in 64 bits: vertices of normal
-entries, weights of a Dirichlet law, and normal noise. Every rival starts by furthest sum, in the same run. The package's
-projected gradient (`pgd`), its default, runs until its own residual moves by less than 1e-4, at most 300 iterations; so
-does Mørup and Hansen's `pseudo_pgd`, and, where it is quick enough, alternating `nnls`. The residual ‖X − A B X‖² is
-computed anew from what each returns. "Gap" is the sum of the duality gaps of both blocks over the loss, 0 at a
-stationary point. "Worst vertex" is the largest distance of a vertex to its archetype, over the largest distance of two
-vertices. The memory of a fit of 100,000 samples is the peak of the resident memory of a process of its own.
+They fit samples that are mixtures of k vertices, in 64 bits: vertices of normal entries, weights of a Dirichlet law, and
+normal noise. Every rival starts by furthest sum, in the same run. The package's projected gradient (`pgd`), its default,
+runs until its own residual moves by less than 1e-4, at most 300 iterations; so do `pseudo_pgd` and alternating `nnls`,
+which are left out at 10,000 samples. Seconds are medians without compilation, which the first call holds. The residual
+‖X − A B X‖² is computed anew from what each returns; "of the best rival's" is its ratio to the least residual of the
+package. "Gap" is the sum of the duality gaps of both blocks over the loss, 0 at a stationary point. "Worst vertex" is
+the largest distance of a vertex to its archetype, over the largest distance of two vertices. The memory of a fit of
+100,000 samples is the peak of the resident memory of a process of its own, by the kernel's count (`VmHWM`, Linux),
+which begins when the process does.
 """
 
-import argparse
 import importlib
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,11 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
-from tqdm.auto import tqdm
 
+from benchmarks.figures import bars
 from benchmarks.measure import interleaved
-from benchmarks.page import Rows, draw, publish_all, versions
+from benchmarks.results import Results, Rows, tabulate
 from bilevel.estimators import ArchetypalAnalysis
+
+INSTALLED = importlib.util.find_spec("archetypes") is not None
 
 
 class Case(NamedTuple):
@@ -72,81 +74,81 @@ def rivals(case: Case, methods: tuple[str, ...], repeats: int, seed: int = 0) ->
     X, vertices = case.make(seed)
     ours = lambda: ArchetypalAnalysis(case.vertices, random_state=0).fit(X)
     calls: dict[str, Callable[[], Any]] = {"bilevel": ours}
-    try:
+    if INSTALLED:
         package = importlib.import_module("archetypes")
-    except ImportError:
-        package = None
-    if package is not None:
         for method in methods:
             options = dict(init="furthest_sum", method=method, max_iter=300, tol=1e-4, random_state=0)
             calls[f"archetypes, {method}"] = lambda o=options: package.AA(case.vertices, **o).fit(X)
     timed = interleaved(calls, repeats)
-    rows = []
+    pairs = {name: _pair(t.result) for name, t in timed.items()}
+    residuals = {name: float(np.sum((X - A @ (B @ X)) ** 2)) for name, (A, B) in pairs.items()}
+    best = min((r for name, r in residuals.items() if name != "bilevel"), default=None)
+    rows: Rows = []
     for name, t in timed.items():
-        model = t.result
-        A, B = (model.weights_, model.mixtures_) if name == "bilevel" else (model.A_, model.B_)
+        A, B = pairs[name]
         rows.append(
             {
                 "data": case.name,
                 "solver": name,
-                "seconds": f"{t.median:.4f}",
-                "first call": f"{t.first:.2f}",
-                "rounds": str(model.n_iter_),
-                "residual": f"{np.sum((X - A @ (B @ X)) ** 2):.6g}",
-                "gap": f"{gap(X, A, B):.0e}",
-                "worst vertex": f"{worst_vertex(B @ X, vertices):.4f}",
+                "seconds": t.median,
+                "spread": t.spread,
+                "first call": t.first,
+                "rounds": t.result.n_iter_,
+                "residual": f"{residuals[name]:.6g}",
+                "of the best rival's": None if best is None else f"{residuals[name] / best:.5f}",
+                "gap": gap(X, A, B),
+                "worst vertex": worst_vertex(B @ X, vertices),
             }
         )
+    if not INSTALLED:
+        rows.append(dict.fromkeys(rows[0]) | {"data": case.name, "solver": "archetypes", "seconds": "not installed"})
     return rows
+
+
+def _pair(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    return (model.weights_, model.mixtures_) if isinstance(model, ArchetypalAnalysis) else (model.A_, model.B_)
+
+
+def peak_memory() -> float:
+    """Of this process so far, in GiB. `getrusage` would count what its parent had used before it started, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def one_large_fit() -> None:
     """Prints what a process of its own measures."""
     X, _ = HUGE.make()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     timed = interleaved({"fit": lambda: ArchetypalAnalysis(HUGE.vertices, random_state=0).fit(X)}, 1)["fit"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = timed.result
     row = {
         "data": HUGE.name,
-        "archetypes": str(HUGE.vertices),
-        "first call": f"{timed.first:.1f}",
-        "seconds": f"{timed.median:.1f}",
-        "rounds": str(model.n_iter_),
-        "gap": f"{gap(X, model.weights_, model.mixtures_):.0e}",
-        "peak memory, GiB": f"{peak / 2**20:.2f}",
-        "of it before the fit": f"{before / 2**20:.2f}",
+        "archetypes": HUGE.vertices,
+        "first call": timed.first,
+        "seconds": timed.median,
+        "rounds": model.n_iter_,
+        "gap": gap(X, model.weights_, model.mixtures_),
+        "peak memory, GiB": peak_memory(),
+        "of it before the fit": before,
     }
     print(json.dumps(row))
 
 
 def memory() -> Rows:
-    command = [sys.executable, "-m", "benchmarks.archetypes", "--large"]
-    return [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])]
+    command = [sys.executable, "-c", "from benchmarks.archetypes import one_large_fit; one_large_fit()"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
+    return [json.loads(done.stdout.splitlines()[-1])]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="folder for the tables (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="no large samples")
-    parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.large:
-        return one_large_fit()
-    every = ("pgd", "pseudo_pgd", "nnls")
-    steps: list[tuple[str, Callable[[], Rows]]] = [
-        ("Noiseless simplices", lambda: [row for case in NOISELESS for row in rivals(case, every, 5)]),
-        ("Five archetypes", lambda: rivals(MODERATE, every, 5)),
-    ]
-    if not options.quick:
-        steps.append(("Ten thousand samples", lambda: rivals(LARGE, ("pgd",), 5)))
-        steps.append(("A hundred thousand samples", memory))
-    tables = {title: run() for title, run in tqdm(steps, desc="archetypes", leave=False)}
-    footer = versions("scikit-learn", *([] if importlib.util.find_spec("archetypes") is None else ["archetypes"]))
-    publish_all(options.out, "archetypes", f"# Archetypal analysis\n\n{__doc__}", tables, footer)
-    title = "Ten thousand samples" if not options.quick else "Five archetypes"
-    draw(tables[title], "solver", "seconds", "residual", title, options.out / "archetypes" / "figure.png")
-
-
-if __name__ == "__main__":
-    main()
+def run(quick: bool) -> Results:
+    every, repeats = ("pgd", "pseudo_pgd", "nnls"), 3 if quick else 11
+    parts: dict[str, Callable[[], Rows]] = {
+        "Noiseless simplices": lambda: [row for case in NOISELESS for row in rivals(case, every, repeats)],
+        "Five archetypes": lambda: rivals(MODERATE, every, repeats),
+    }
+    if not quick:
+        parts["Ten thousand samples"] = lambda: rivals(LARGE, ("pgd",), repeats)
+        parts["A hundred thousand samples"] = memory
+    tables = tabulate("archetypes", parts)
+    title = "Five archetypes" if quick else "Ten thousand samples"
+    return Results(tables, {title: bars(tables[title], "solver", "seconds", "gap", title)}, "64 bits")

@@ -58,7 +58,7 @@ class ColumnGeneration(AbstractSolver):
         assert isinstance(objective, HullPoints)
         width = min(data.shape[0], data.shape[1] + 1 + ENTERING)
         crowded = jnp.sum(init > 0, axis=1, keepdims=True) > width
-        start = jnp.where(crowded, objective.init(data), init)
+        start = jnp.asarray(jnp.where(crowded, objective.init(data), init))
 
         def one_round(state: _State) -> _State:
             at, weights = _columns(state.mixtures, state.gradient, width)
@@ -72,7 +72,7 @@ class ColumnGeneration(AbstractSolver):
             )
             # Where a column is filled in twice, one of the two has no weight at the start; added up they are right.
             rows = jnp.arange(len(at))[:, None]
-            mixtures = jnp.asarray(jnp.zeros_like(state.mixtures).at[rows, at].add(weights))
+            mixtures = jnp.zeros_like(state.mixtures).at[rows, at].add(weights)
             gradient = objective.gradient(mixtures, data)
             return _State(mixtures, gradient, _gap(mixtures, gradient), state.steps + steps)
 
