@@ -81,15 +81,17 @@ oldest: .venv-oldest/.installed
 	touch $@
 
 # The quick set; one in full: .venv-bench/bin/python -m benchmarks NAME. Figures with compilation are those of a first run.
-BENCHMARKS ?= sparse_coding hypergradient unrolled_vs_implicit dictionary_training certificates hypergradient_errors \
-	autoencoder hyperparameter_selection
+BENCHMARKS ?= sparse_coding hypergradient autoencoder archetypes hyperparameter_selection unrolled_vs_implicit \
+	dictionary_training certificates hypergradient_errors
 bench: .venv-bench/.installed
 	for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks $$name --quick --out $(BENCH_OUT); done
 	.venv-bench/bin/python -m benchmarks report --out $(BENCH_OUT)
 
+# SPORCO, which is there for a photograph and never imported, asks for pyFFTW, which has no wheel for some platforms.
 lock: | $(UV)
 	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
-		--extra plots --extra data --group dev --custom-compile-command "make lock" --output-file requirements.lock
+		--extra plots --extra data --group dev --no-emit-package pyfftw \
+		--custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-bench .uv .cache out dist .pytest_cache .ruff_cache .hypothesis

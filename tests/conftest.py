@@ -25,15 +25,22 @@ _tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def few_memory_maps():
-    """Drop compiled programs before they use up the memory maps that Linux allows a process, 65,530 by default.
+def bounded_memory():
+    """Drop compiled programs before they use up the machine's memory, or the maps that Linux allows a process, 65,530.
 
     With JAX 0.12 each program takes dozens of them, and the process dies of one too many.
     """
-    maps = Path("/proc/self/maps")
-    if next(_tests) % 10 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 50_000:
+    if next(_tests) % 10 == 0 and _is_full():
         jax.clear_caches()
         gc.collect()
+
+
+def _is_full() -> bool:
+    maps, memory = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not maps.exists():
+        return False
+    resident = int(memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident > 4 * 2**30 or maps.read_bytes().count(b"\n") > 50_000
 
 
 @pytest.fixture

@@ -46,10 +46,14 @@ class Patches(NamedTuple):
         else.
 
         **Arguments:** `X` (patches, pixels): other rows to put in place of `self.X`, such as their reconstruction.
+
+        **Raises:** `ValueError` for `X` of another shape, or not finite.
         """
         X = self.X if X is None else np.asarray(X)
         if X.shape != self.X.shape:
             raise ValueError(f"`X` must have shape {self.X.shape}, one row for each patch, got {X.shape}.")
+        if not np.isfinite(X).all():
+            raise ValueError(f"`X` is not finite in {np.sum(~np.isfinite(X).all(axis=1))} of its {len(X)} patches.")
         pixels = X * self.scales[:, None] + self.means[:, None]
         height, width = self.patch_shape
         grid = pixels.reshape(len(self.tops), len(self.lefts), height, width)

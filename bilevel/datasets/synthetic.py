@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from bilevel.core.requirements import check_whole
+
 
 class SparseCodingData(NamedTuple):
     """X = `codes` · `dictionary` + noise."""
@@ -114,8 +116,8 @@ def make_simplex(
 ) -> SimplexData:
     """X = A Z + ε with rows of A from a symmetric Dirichlet distribution, and ε ~ N(0, noise²).
 
-    **Arguments:** `archetypes`: Z itself, (archetypes, features), or how many; then they are normal numbers in
-    `num_features` features. `concentration` of the Dirichlet distribution: below 1 most samples are near a corner or an
+    **Arguments:** `archetypes`: Z itself, (archetypes, features), or how many; then they are drawn from the unit sphere
+    in `num_features` ≥ 2 features, where none lies in the hull of the others. `concentration` of the Dirichlet distribution: below 1 most samples are near a corner or an
     edge, above it near the middle.
     """
     if not (_is_number(concentration) and 0 < concentration < np.inf):
@@ -123,8 +125,10 @@ def make_simplex(
     _check_range("noise", noise)
     random = np.random.default_rng(seed)
     if isinstance(archetypes, Integral):
-        _check_counts(archetypes=archetypes, num_features=num_features)
+        _check_counts(archetypes=archetypes)
+        check_whole("num_features", num_features, least=2)
         corners = random.normal(size=(int(archetypes), num_features))
+        corners /= np.linalg.norm(corners, axis=1, keepdims=True)
     else:
         corners = np.asarray(archetypes, float)
         if corners.ndim != 2 or 0 in corners.shape or not np.isfinite(corners).all():

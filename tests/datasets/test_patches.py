@@ -43,6 +43,12 @@ def test_the_way_back_is_the_image_as_it_was(image, dtype, stride, center, norma
         np.testing.assert_allclose(np.linalg.norm(patches.X, axis=1), 1, rtol=10 * np.finfo(dtype).eps)
 
 
+def test_rows_that_are_no_numbers_make_no_image(image):
+    patches = extract_patches(image, (4, 3))
+    with pytest.raises(ValueError, match="`X` is not finite in 1 of its"):
+        patches.to_image(np.where(np.arange(len(patches.X))[:, None] == 2, np.nan, patches.X))
+
+
 def test_a_pixel_is_the_mean_of_all_patches_that_have_it(image):
     """The least-squares image of given patches, by a dense matrix that takes an image to its patches."""
     patches = extract_patches(image, (4, 3), stride=(3, 2), cover=True, center=True, normalize=True)

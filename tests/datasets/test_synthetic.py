@@ -44,6 +44,7 @@ def test_simplex_data_are_mixtures_of_their_archetypes():
     np.testing.assert_allclose(data.weights.mean(axis=0), 1 / 3, atol=0.01)
     np.testing.assert_allclose(data.weights.var(axis=0), 2 / (9 * 1.9), rtol=0.03)
     drawn = make_simplex(10, 4, 7)
+    np.testing.assert_allclose(np.linalg.norm(drawn.archetypes, axis=1), 1, rtol=1e-6)
     assert drawn.X.shape == (10, 7) and drawn.archetypes.shape == (4, 7) and drawn.X.dtype == np.float32
 
 
@@ -83,6 +84,7 @@ BAD = [
     (lambda: make_sparse_regression(signal_to_noise=0), "signal_to_noise"),
     (lambda: make_sparse_regression(signal_to_noise=np.nan), "signal_to_noise"),
     (lambda: make_simplex(archetypes=0), "archetypes"),
+    (lambda: make_simplex(num_features=1), "num_features"),
     (lambda: make_simplex(archetypes=np.ones(3)), "archetypes"),
     (lambda: make_simplex(archetypes=[[np.nan, 0]]), "archetypes"),
     (lambda: make_simplex(concentration=0), "concentration"),
