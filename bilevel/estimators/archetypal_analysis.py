@@ -39,7 +39,8 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     Not convex in A and B together: the answer is a stationary point, which depends on the start. It is verified by the
     duality gaps of both blocks: no other weights alone, and no other archetypes alone, lower the loss by more than the
-    fraction `optimality_` of it (gaps below 1000 roundings of the samples' spread count as 0). Where this is above `tol`, `fit` warns. The loss never rises.
+    fraction `optimality_` of it. Gaps below 1000 roundings of the samples' spread count as 0, which in 32 bits is 1e-4
+    of that spread. Where `optimality_` is above `tol`, `fit` warns. The loss never rises by more than rounding.
 
     **Arguments:**
 

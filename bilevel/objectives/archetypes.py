@@ -122,7 +122,8 @@ class Archetypes(AbstractBlockObjective):
 
     The optimality error is the sum of both blocks' duality gaps over the loss: no change of one block alone lowers the
     loss by more than that fraction of it. Gaps below 1000 ε ½‖X − 1 x̄ᵀ‖² count as 0, for rounding: 1e-4 of the spread
-    in 32 bits, 2e-13 in 64, so that in 32 bits a loss that is small beside the spread is verified less sharply. It needs no N × N matrix, like all else here; memory is O(N (k + d)).
+    in 32 bits, 2e-13 in 64. So in 32 bits a loss that is small beside the spread is verified less sharply. Nothing
+    here is N × N; memory is O(N (k + d)).
 
     B is not unique as soon as there are more samples than features, so it has no derivative. Differentiate the weights
     in the archetypes, by `ArchetypeWeights`.
