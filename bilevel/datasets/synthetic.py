@@ -117,8 +117,8 @@ def make_simplex(
     """X = A Z + ε with rows of A from a symmetric Dirichlet distribution, and ε ~ N(0, noise²).
 
     **Arguments:** `archetypes`: Z itself, (archetypes, features), or how many; then they are drawn from the unit sphere
-    in `num_features` ≥ 2 features, where none lies in the hull of the others. `concentration` of the Dirichlet distribution: below 1 most samples are near a corner or an
-    edge, above it near the middle.
+    in `num_features` ≥ 2 features, where none lies in the hull of the others. `concentration` of the Dirichlet
+    distribution: below 1 most samples are near a corner or an edge, above it near the middle.
     """
     if not (_is_number(concentration) and 0 < concentration < np.inf):
         raise ValueError(f"`concentration` must be a positive number, got {concentration!r}.")
