@@ -88,8 +88,8 @@ def pseudorandom_like(tree: PyTree) -> PyTree:
 
 def norm(tree: PyTree) -> Scalar:
     """‖tree‖₂; squares neither overflow nor underflow, lest what is small pass for zero. Not to be differentiated."""
-    # XLA may compute `tree` twice, for the unit and for what is measured in it, with different rounding (one multiply
-    # and add for two): a residual that is 0 here and 1e-17 there came out as 1, on CPUs with JAX 0.12.
+    # One value for the unit and for what is measured in it. Without this the norm of a residual that vanishes came out
+    # as 1, on CPUs with JAX 0.12 and little optimization, as if XLA computed it twice, with different rounding.
     tree = jax.lax.optimization_barrier(tree)
     largest = max_abs(tree)
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)

@@ -15,8 +15,7 @@ from bilevel.objectives.design import Design, columns, correlate
 from bilevel.objectives.ridge import LinearModel
 from bilevel.prox import Simplex
 
-#: The largest matrix that is factored. Beyond it, on 700 samples and five classes, and on scikit-learn's digits, a few
-#: dozen steps of conjugate gradient are faster than one Cholesky factorization.
+#: The largest matrix that is factored: beyond it a few dozen steps of conjugate gradient cost less than n³ / 3.
 DIRECT_SIZE = 512
 #: The most numbers that a factored matrix, and what it is built from, may take.
 BLOCK_SIZE = 2**25
@@ -35,7 +34,7 @@ class SimplexHessian(AbstractSymmetricOperator):
     """Q (X Xᵀ / θ + ridge) Q + (I − Q), with Q the projection of each row on {v : v = 0 off its support, Σ v = 0}.
 
     The solve gathers the directions of the faces, where they are at most `DIRECT_SIZE`, into a block of the smallest of
-    a few widths that holds them, and factors it by Cholesky; else conjugate gradient is faster, and serves. A singular
+    a few widths that holds them, and factors it by Cholesky; else conjugate gradient serves. A singular
     system gives NaN either way.
     """
 
@@ -112,7 +111,7 @@ class SoftmaxHessian(AbstractSymmetricOperator):
 
     The solve factors one matrix of the size of the support, gathered into the smallest of a few widths that holds it;
     or, without a support and with fewer samples than features, one of size samples × classes; by Cholesky, up to
-    `DIRECT_SIZE`. Beyond it conjugate gradient is faster, and serves.
+    `DIRECT_SIZE`. Beyond it conjugate gradient serves.
     """
 
     X: Design
