@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.cluster import kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from bilevel.core import Solution
 from bilevel.estimators.base import FLOATS, precision
@@ -105,7 +105,9 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
                 "reproduce them all. Ask for fewer archetypes."
             )
         mean, deviation = X.mean(axis=0), X.std(axis=0)
-        self._scale = np.where(deviation > 0, deviation, 1) if self.normalize else np.ones_like(deviation)
+        # The deviation of a constant is what rounding leaves of it.
+        varies = deviation > 10 * np.finfo(X.dtype).eps * np.max(np.abs(X), axis=0)
+        self._scale = np.where(varies, deviation, 1) if self.normalize else np.ones_like(deviation)
         with precision(X.dtype):
             rows = jnp.asarray((X - mean) / self._scale)
             mixtures = self._first_mixtures(X, rows, check_random_state(self.random_state))
@@ -140,8 +142,8 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The mixtures of archetypes with the weights X, (samples, features)."""
         check_is_fitted(self)
-        weights = np.asarray(X, self.archetypes_.dtype)
-        if weights.ndim != 2 or weights.shape[1] != len(self.archetypes_):
+        weights = check_array(X, dtype=self.archetypes_.dtype.name)
+        if weights.shape[1] != len(self.archetypes_):
             raise ValueError(
                 f"`X` must have shape (samples, {len(self.archetypes_)}), a column for each archetype, got "
                 f"{weights.shape}."

@@ -1,5 +1,6 @@
 """The energy auto-encoder: sparse codes, and a linear encoder that foretells them."""
 
+import warnings
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
@@ -84,13 +86,22 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             self._start(X)
             codes = np.zeros((len(X), self._n_features_out), X.dtype)
             start = Autoencoder(codes, self.dictionary_, self.encoder_)
-            solver = BlockAlternation(jnp.asarray(max(self.tol, np.finfo(X.dtype).tiny)), int(self.max_iter))
+            solver_tol = max(self.tol, np.finfo(X.dtype).tiny)
+            solver = BlockAlternation(jnp.asarray(solver_tol), int(self.max_iter))
             solution = _alternate(self._objective(), jnp.asarray(X), start, solver)
             self.dictionary_, self.encoder_ = np.array(solution.params.dictionary), np.array(solution.params.encoder)
             self.n_iter_ = int(solution.stats["num_steps"])
             self.optimality_ = float(solution.stats["optimality"])
             self.objective_history_ = np.array(solution.stats["objective"][: self.n_iter_])
             self._remember(X, np.asarray(solution.params.codes))
+        _check_finite(self.optimality_, self.dictionary_, self.encoder_)
+        if not self.optimality_ <= solver_tol:
+            warnings.warn(
+                f"After {self.n_iter_} rounds the relative optimality error is {self.optimality_:.1e}, above the "
+                f"tolerance {solver_tol:.1e}. Try a larger max_iter or tol.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -108,7 +119,8 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 self._start(X)
             self._remember(X, self._codes(X))
             fitted = _fit_to(self._seen, self.dictionary_, self.encoder_)
-            self.dictionary_, self.encoder_ = (np.array(x) for x in fitted)
+        _check_finite(*fitted)
+        self.dictionary_, self.encoder_ = (np.array(x) for x in fitted)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -167,6 +179,13 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         solution = _code(self._objective(), self.dictionary_, self.encoder_, X)
         warn_unless_solved(solution)
         return np.array(solution.params)
+
+
+def _check_finite(*fitted: Any) -> None:
+    if not all(np.isfinite(x).all() for x in fitted):
+        raise ValueError(
+            "Nothing finite can be fitted to X: its entries are too large or too small to be squared. Scale X."
+        )
 
 
 class Seen(NamedTuple):

@@ -101,18 +101,19 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
         weights = jnp.zeros((len(A), B.shape[2], A.shape[2]), A.dtype)
         losses, solved = [], []
         for point in grid:
-            loss, _, weights, _ = self._evaluate(point, data, weights)
-            losses.append(float(loss))
+            loss, _, weights, success = self._evaluate(point, data, weights)
+            losses.append(float(loss) if success else np.inf)
             solved.append(weights)
             # What is weaker still fits worse and takes longer.
-            if len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]:
+            if len(losses) > 2 and np.inf > losses[-1] > losses[-2] > losses[-3]:
                 break
         best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
-        weights, success = solved[best], True
+        weights, unsolved = solved[best], 0
 
         def step(point: np.ndarray) -> tuple[Any, np.ndarray]:
-            nonlocal weights, success
+            nonlocal weights, unsolved
             loss, gradient, weights, success = self._evaluate(point, data, weights)
+            unsolved += not success
             return loss, gradient
 
         def spread(values: np.ndarray) -> np.ndarray:
@@ -120,6 +121,7 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
 
         limits = spread(lower), spread(upper)
         found = search(step, spread(grid[best]), *limits, max_steps=int(self.max_iter), tol=float(self.tol))
+        found = found._replace(failed=found.failed or unsolved > 0)
         strengths = np.exp(found.point)[..., :features] if self.per_feature else np.exp(found.point)
         self._set_strengths(strengths.astype(A.dtype))
         steps = {"loss": found.history["loss"], "strengths": np.exp(found.history["point"])}

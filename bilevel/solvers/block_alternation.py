@@ -95,11 +95,12 @@ class BlockAlternation(AbstractSolver):
     ) -> tuple[PyTree, Int[Array, ""]]:
         problem, own_data = subproblem(objective, index, params, data)
         start, solver = children(params)[index], specialist(problem)
+        # Of so many rounds each step is one of many on the block.
+        within = None if unroll is None else Unroll(None if unroll.steps is None else self.block_steps)
         if solver is None:
-            within = None if unroll is None else Unroll(None if unroll.steps is None else self.block_steps)
             block, steps = descend(problem, own_data, start, self.block_steps, self.block_tol, within)
         else:
-            solution = solver.run(problem, own_data, start, unroll=unroll)
+            solution = solver.run(problem, own_data, start, unroll=within)
             block, steps = solution.params, solution.stats["num_steps"]
         return with_child(params, index, block), jnp.asarray(steps).astype(jnp.int32)
 

@@ -181,3 +181,16 @@ def test_bad_samples_are_refused():
     model = small().fit(X)
     with pytest.raises(ValueError, match=r"`X` must have shape .samples, 3."):
         model.inverse_transform(X)
+
+
+def test_a_constant_feature_is_not_scaled_by_its_rounding():
+    """0.1 is not a sum of powers of two: its mean is off by rounding, and its deviation is not 0."""
+    constant = np.concatenate([X[:60], np.full((60, 1), 0.1)], axis=1)
+    with_it, without = (small(normalize=True).fit(rows) for rows in (constant, X[:60]))
+    np.testing.assert_allclose(with_it.reconstruction_err_, without.reconstruction_err_, rtol=1e-4)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    model = small().fit(X)
+    with pytest.raises(ValueError, match="NaN"):
+        model.inverse_transform([[np.nan, 1.0, 0.0]])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,6 +20,10 @@ from tests.estimators.examples import FEATURES, SAMPLES, samples
 @parametrize_with_checks([EnergyAutoencoder(n_components=3, max_iter=5)])
 def test_scikit_learn_s_checks(estimator, check):
     check(estimator)
+
+
+#: Few rounds are enough for most of what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:After .* rounds:sklearn.exceptions.ConvergenceWarning")
 
 
 def small(**options):
@@ -150,3 +154,16 @@ def test_bad_samples_are_refused():
         model.inverse_transform(np.ones((2, 3)))
     with pytest.raises(NotFittedError):
         small().encode(samples())
+
+
+@pytest.mark.filterwarnings("error")
+def test_too_few_rounds_are_told():
+    with pytest.warns(ConvergenceWarning, match=r"After 2 rounds .* above the tolerance 1.0e-06"):
+        small(max_iter=2, tol=1e-6).fit(samples())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_what_cannot_be_squared_is_an_error(scale: float):
+    with pytest.raises(ValueError, match="Nothing finite can be fitted to X"):
+        small(max_iter=2).fit(scale * samples())
