@@ -20,7 +20,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n ))
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help env demo test lint types unit oldest bench wheel lock clean
+.PHONY: help env demo test lint types unit oldest bench notebooks pair lock clean
 
 help:
 	@echo "make demo   task-driven dictionary learning on handwritten digits, into out/demo/"
@@ -28,6 +28,8 @@ help:
 	@echo "make env    the environment alone, in $(VENV)"
 	@echo "make oldest the unit tests on the oldest supported dependencies"
 	@echo "make bench  the benchmarks in their quick sizes, against SPAMS, scikit-learn and JAXopt, into $(BENCH_OUT)/"
+	@echo "make notebooks  the notebooks in full, into out/notebooks/; some of them: make notebooks NOTEBOOKS=notebooks/00_start.py"
+	@echo "make pair   the notebooks' .ipynb files anew from their texts"
 	@echo "make lock   resolve the dependencies anew into requirements.lock"
 	@echo "make clean  remove environments, caches and results"
 
@@ -87,10 +89,21 @@ bench: .venv-bench/.installed
 	for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks $$name --quick --out $(BENCH_OUT); done
 	.venv-bench/bin/python -m benchmarks report --out $(BENCH_OUT)
 
+# Each is a text, NAME.py, and NAME.ipynb made from it, without output.
+NOTEBOOKS ?= $(wildcard notebooks/*.py)
+notebooks: env
+	mkdir -p out/notebooks
+	for text in $(NOTEBOOKS); do \
+		$(RUN) -m jupytext --quiet --to ipynb --execute --run-path notebooks \
+			--output out/notebooks/$$(basename $$text .py).ipynb $$text; done
+
+pair: env
+	$(RUN) -m jupytext --quiet --update --to ipynb $(NOTEBOOKS)
+
 # SPORCO, which is there for a photograph and never imported, asks for pyFFTW, which has no wheel for some platforms.
 lock: | $(UV)
 	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
-		--extra plots --extra data --group dev --no-emit-package pyfftw \
+		--extra plots --extra data --group dev --group docs --no-emit-package pyfftw \
 		--custom-compile-command "make lock" --output-file requirements.lock
 
 clean:

@@ -16,7 +16,19 @@ PACKAGE = ROOT / "bilevel"
 LOCK = (ROOT / "requirements.lock").read_text()
 TEXTS = [
     path
-    for pattern in ("*.md", "*.toml", "*.lock", "Makefile", "LICENSE", ".ci/*", "bilevel/**/*", "tests/**/*")
+    for pattern in (
+        "*.md",
+        "*.toml",
+        "*.lock",
+        "Makefile",
+        "LICENSE",
+        ".ci/*",
+        "bilevel/**/*",
+        "tests/**/*",
+        "benchmarks/*",
+        "docs/**/*",
+        "notebooks/*",
+    )
     for path in sorted(ROOT.glob(pattern))
     if path.is_file() and "__pycache__" not in path.parts
 ]
