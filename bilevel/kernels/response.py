@@ -101,12 +101,19 @@ def pull_samples(start, stop, G, B, D, X, C, V, l1, l2, upper, touch, probe, eps
         for j in range(atoms):
             q[j] += (upper - l2) * code[j]
             spare[j] = abs(q[j]) - (entering if code[j] == zero else l1 - slack)
-        size = 0
+        changes = 0
         for j in range(atoms):
-            # What is no number moves, lest it look settled.
-            if not spare[j] <= zero:
-                S[size], signs[size], c[size], beta[size] = j, np.sign(q[j]), code[j], V[i, j]
-                size += 1
+            changes += 1 if (code[j] == zero) != (spare[j] <= zero) else 0
+        # To list what moves takes longer than to see that it is the support, as nearly always.
+        if changes > 0:
+            size = 0
+            for j in range(atoms):
+                # What is no number moves, lest it look settled.
+                if not spare[j] <= zero:
+                    S[size], c[size] = j, code[j]
+                    size += 1
+        for k in range(size):
+            signs[k], beta[k] = np.sign(q[S[k]]), V[i, S[k]]
         good = solve_checked(G, l2, S, L, size, beta, spare, probe, eps)
         for f in range(features):
             pulled[f] = zero

@@ -94,12 +94,18 @@ def verdict(
     tol: ScalarLike,
     num_steps: ScalarLike,
     max_steps: int | Array | None,
+    *,
+    finite: Array | None = None,
 ) -> Solution:
-    """The solution with its result: judged by the objective's own optimality, whatever the solver thinks of itself."""
+    """The solution with its result: judged by the objective's own optimality, whatever the solver thinks of itself.
+
+    `finite`: whether all of `params` are, where that is known; it takes a pass over them.
+    """
     bound = jnp.asarray(tol).astype(error.dtype)
     out_of_steps = jnp.asarray(False) if max_steps is None else jnp.asarray(num_steps) >= max_steps
     result: RESULTS = RESULTS.where(out_of_steps, RESULTS.not_converged, RESULTS.stalled)
     result = RESULTS.where(error <= bound, RESULTS.successful, result)  # pyright: ignore[reportArgumentType]
-    result = RESULTS.where(tree.all_finite(params) & ~jnp.isnan(error), result, RESULTS.nonfinite_solution)
+    finite = tree.all_finite(params) if finite is None else finite
+    result = RESULTS.where(finite & ~jnp.isnan(error), result, RESULTS.nonfinite_solution)
     stats = {"num_steps": jnp.asarray(num_steps), "optimality": error, "tol": bound}
     return Solution(params, result, stats)

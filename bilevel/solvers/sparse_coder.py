@@ -83,7 +83,8 @@ class SparseCoder(AbstractSolver):
             codes, error, steps, limit = by_kernel(*args)
         else:
             codes, error, steps, limit = on_cpu(by_kernel, by_steps, *args)
-        return verdict(codes, error, tol, steps, limit)
+        # The error of a sample whose code is not finite is NaN.
+        return verdict(codes, error, tol, steps, limit, finite=~jnp.isnan(error))
 
 
 #: Codes, the error of the worst of them, the steps taken and how many there could have been.
