@@ -4,15 +4,27 @@ Numba keeps compiled loops on disk by their own file alone: who changes this one
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 
 # NaN and infinity keep their meaning; only the order of sums is the compiler's.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
-compiled = numba.njit(nogil=True, error_model="numpy", fastmath=_FAST, cache=True)
+_OPTIONS: dict[str, Any] = dict(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a compiled loop, kept on disk where a folder for that can be written to."""
+    try:
+        return numba.njit(**_OPTIONS, cache=True)(function)
+    except RuntimeError:
+        # Neither beside this file nor in the user's cache: each process compiles anew.
+        return numba.njit(**_OPTIONS)(function)
+
+
 # A call costs as much as the work of one atom, so all becomes one loop.
-inlined = numba.njit(nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
+inlined = numba.njit(**_OPTIONS, inline="always")
 
 
 @inlined

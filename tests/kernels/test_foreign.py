@@ -4,10 +4,12 @@ import concurrent.futures
 
 import jax
 import jax.numpy as jnp
+import numba
 import numpy as np
 import pytest
 
 from bilevel.kernels.foreign import foreign_call
+from bilevel.kernels.supports import compiled
 
 
 def shifted(x: np.ndarray, mask: np.ndarray, number: np.ndarray, out: np.ndarray, count: np.ndarray) -> None:
@@ -64,3 +66,11 @@ def test_from_many_threads_at_once():
         found = list(pool.map(run, batches))
     for x, out in zip(batches, found, strict=True):
         np.testing.assert_array_equal(out, np.where(x > 0, x + 1, x))
+
+
+def test_loops_compile_where_no_folder_can_be_written_to(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    # As does `numba.njit(cache=True)` there.
+    with pytest.raises(RuntimeError, match="cannot cache function"):
+        numba.njit(cache=True)(shifted)
+    assert compiled(lambda x: x + 1)(1) == 2
