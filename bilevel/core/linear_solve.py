@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar
 
 from bilevel.core import tree
 from bilevel.core.operators import AbstractSymmetricOperator, power_iteration
@@ -128,6 +128,25 @@ def checked(answer: PyTree, vector: PyTree, on_failure: Policy) -> PyTree:
     return enforce(on_failure, failed, answer, UNSOLVED)
 
 
+def is_regular(operator: lx.AbstractLinearOperator, vector: PyTree) -> Array:
+    """Whether A is invertible, as far as a `vector` at random can tell: False where it is singular to rounding.
+
+    Conjugate gradient and GMRES find one of the solutions of a singular system that has some, and cannot tell that
+    there are others. A z has the solution z and, where A is singular, others: what they find differs from z by a vector
+    that A takes to 0.
+    """
+    image = operator.mv(vector)
+    eps, size = float(jnp.finfo(tree.dtype(vector)).eps), sum(leaf.size for leaf in jax.tree.leaves(vector))
+    found = _by_lineax(operator, image, _krylov(operator, vector, tol=eps))
+    lost = optax.tree.sub(found, vector)
+    missed = tree.norm(lost) > 0.1 / size**0.5 * tree.norm(vector)
+    to_zero = tree.norm(operator.mv(lost)) * tree.norm(vector) <= 10 * size**0.5 * eps * tree.norm(image) * tree.norm(
+        lost
+    )
+    # A system that was not solved tells nothing: then `lost` is no number.
+    return ~(missed & to_zero)
+
+
 def damped(operator: lx.AbstractLinearOperator, ridge: Scalar) -> lx.AbstractLinearOperator:
     """A + ridge I."""
     if isinstance(operator, AbstractSymmetricOperator):
@@ -152,7 +171,8 @@ def _by_lineax(
     norm = tree.norm(vector)
     eps = float(jnp.finfo(norm.dtype).eps)
     if solver is None:
-        solver = _krylov(operator, vector, eps)
+        # A hundred roundings above the floor that the precision sets for a residual.
+        solver = _krylov(operator, vector, tol=100 * eps)
     unit = tree.scale(1 / jnp.where(norm > 0, norm, 1), vector)
     bend = tree.norm(operator.mv(unit))
     scale = 1 / jnp.where(bend > 0, bend, 1)
@@ -171,10 +191,9 @@ def _by_lineax(
     return tree.scale(jnp.where(good, norm * scale, jnp.nan), answer)
 
 
-def _krylov(operator: lx.AbstractLinearOperator, vector: PyTree, eps: float) -> lx.AbstractLinearSolver:
+def _krylov(operator: lx.AbstractLinearOperator, vector: PyTree, tol: float) -> lx.AbstractLinearSolver:
     size = sum(leaf.size for leaf in jax.tree.leaves(vector))
-    # A hundred roundings above the floor that the precision sets for a residual.
-    options: dict[str, Any] = dict(rtol=100 * eps, atol=100 * eps, max_steps=10 * size + 100)
+    options: dict[str, Any] = dict(rtol=tol, atol=tol, max_steps=10 * size + 100)
     if lx.is_positive_semidefinite(operator):
         # The residual by recurrence goes below every tolerance. Computed anew every few steps, as Lineax does by
         # default, it stalls above this one for condition numbers over 1e4, and the search directions diverge.

@@ -162,10 +162,12 @@ def certify(
     rtol: ScalarLike,
     *,
     solved: bool,
+    damped: bool,
 ) -> Certificate:
     """The certificate of `found`, given the Newton step from its params and the evaluation `after` it.
 
-    `solved`: whether the params are as the solver left them, so that its own verdict holds.
+    `solved`: whether the params are as the solver left them, so that its own verdict holds. `damped`: whether a ridge
+    makes up for a singular Hessian.
     """
     # With a start, if it had none.
     objective = objective.hoist(solution.params, data)
@@ -184,7 +186,8 @@ def certify(
         worst = solution.stats["optimality"]
     # The rounding of an ill-conditioned system may be the same before and after.
     error = jnp.maximum(relative_error(found, after), jnp.where(jnp.isnan(residual), 0, residual))
-    result = _judge(solution, worst <= tol, found, after, error <= rtol)
+    regular = jnp.all(jnp.isfinite(after.residual)) & (damped or Linearized.at(inner, arrays, data).is_regular())
+    result = _judge(solution, worst <= tol, found, regular, error <= rtol)
     result = RESULTS.where(_curves_down(inner, data, arrays), RESULTS.not_a_minimum, result)
     # One of many samples on a kink is no failure of all; `samples` shows it. A solution that is on a kink is so to
     # rounding after the Newton step, as the solver's tolerance leaves it off.
@@ -204,9 +207,8 @@ def relative_error(found: Evaluation, after: Evaluation) -> Scalar:
     return jnp.where(above == 0, 0, above / jnp.where(below == 0, 1, below))
 
 
-def _judge(solution: Solution, met: Array, found: Evaluation, after: Evaluation, accurate: Array) -> RESULTS:
+def _judge(solution: Solution, met: Array, found: Evaluation, regular: Array, accurate: Array) -> RESULTS:
     solved = tree.all_finite((found.gradient, found.data_gradient))
-    regular = jnp.all(jnp.isfinite(after.residual))
     result: RESULTS = RESULTS.inaccurate
     result = RESULTS.where(accurate, RESULTS.successful, result)  # pyright: ignore[reportArgumentType]
     result = RESULTS.where(solved, result, RESULTS.adjoint_not_solved)

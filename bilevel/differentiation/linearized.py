@@ -3,11 +3,14 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import lineax as lx
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from bilevel.core.linear_solve import LinearOptions, damped, solve
+from bilevel.core import tree
+from bilevel.core.linear_solve import LinearOptions, damped, is_regular, solve
+from bilevel.core.operators import AbstractSymmetricOperator
 from bilevel.objectives import AbstractObjective
 from bilevel.prox import AbstractPolyhedralPenalty
 
@@ -95,6 +98,16 @@ class Linearized(NamedTuple):
             lambda a, k, v, r: -(1 + stepsize * k) * a - stepsize * (v - r), adjoint, curvature, rest, restrict(rest)
         )
         return Pulled(pulled, adjoint, self._residual(operator, adjoint, right, options))
+
+    def is_regular(self) -> Array:
+        """Whether (1) has one solution; True where the Hessian solves itself, and marks by NaN that it has not."""
+        if self._is_curved():
+            return is_regular(self._fixed_point(), tree.pseudorandom_like(self.params))
+        operator = self.objective.hessian(self.params, self.data)
+        if isinstance(operator, AbstractSymmetricOperator):
+            return jnp.asarray(True)
+        restrict, _ = self.objective.face(self.params, self.data)
+        return is_regular(operator, restrict(tree.pseudorandom_like(self.params)))
 
     def _bend(self, vector: PyTree) -> PyTree:
         """H vector."""

@@ -26,10 +26,9 @@ class Truncated(AbstractDifferentiation):
     result and stats are those of the solve, whatever k is. A formula (`Exact`) is differentiated as it stands.
 
     Nothing flows to the start. Gradients in the solver's own leaves are those of the k steps: next to zero, as a
-    solution is a fixed point whatever the step size. Second derivatives would miss that the
-    solution moves, and raise. Solvers that
-    learn from differences between iterates (`LBFGS`, `BFGS`, `NonlinearCG`, `AndersonAcceleration`) are refused, as at
-    a solution these are rounding; nor do Optax's optimizers that normalize gradients (Adam) suit.
+    solution is a fixed point whatever the step size. Second derivatives would miss that the solution moves, and raise.
+    Solvers that learn from differences between iterates (`LBFGS`, `BFGS`, `NonlinearCG`, `AndersonAcceleration`) are
+    refused, as at a solution these are rounding; nor do Optax's optimizers that normalize gradients (Adam) suit.
 
     **Arguments:**
 

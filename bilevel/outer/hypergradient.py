@@ -171,7 +171,8 @@ def _hypergradient(
     if correct:
         at, found = moved, after
         step, _, after = after_step(at)
-    certificate = certify(objective, data, at, step, found, after, rtol, solved=not correct)
+    kinds = dict(solved=not correct, damped=options.ridge is not None)
+    certificate = certify(objective, data, at, step, found, after, rtol, **kinds)
     return Hypergradient(found.value, found.gradient, found.data_gradient, at, found.adjoint, certificate, found.aux)
 
 

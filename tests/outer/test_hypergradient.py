@@ -218,6 +218,29 @@ def test_collinear_features_without_l2_have_no_derivative_and_it_says_so():
         assert result in (bl.RESULTS.singular_hessian, bl.RESULTS.degenerate), a
 
 
+def fit_of_features(strength, weight, data):
+    """(1/2n) ‖X w − y‖², for a column of weights."""
+    X, y = data
+    return 0.5 * jnp.mean((X @ weight[:, 0] - strength * y) ** 2)
+
+
+@pytest.mark.parametrize("penalty", [None, bl.prox.L1(0.05), bl.prox.GroupL1(0.05)], ids=["none", "L1", "GroupL1"])
+def test_a_function_of_collinear_features_is_singular_although_its_system_has_a_solution(penalty):
+    # The loss sees predictions, which are unique: conjugate gradient and GMRES find one of many adjoints.
+    def run(X):
+        objective = O.FunctionObjective(fit_of_features, 1.0, start=jnp.zeros((6, 1)), nonsmooth=penalty)
+        seen = lambda objective, weight, data: jnp.sum((data[0] @ weight) ** 2)
+        solver = S.LBFGS() if penalty is None else S.ProximalGradient(max_steps=20_000)
+        arrays = jnp.asarray(X), jnp.asarray(RESPONSE)
+        return compiled(bl.hypergradient)(seen, objective, arrays, solver=solver, on_failure="ignore")
+
+    both = run(COLLINEAR)
+    assert np.all(np.isfinite(both.gradient.hyperparams)) and both.certificate.adjoint_residual <= 1e-9
+    assert both.certificate.result == bl.RESULTS.singular_hessian
+    near = run(with_feature(DESIGN[:, 3] + 0.3 * DESIGN[:, 5]))
+    assert near.certificate.result == bl.RESULTS.successful
+
+
 def test_on_a_kink_there_is_no_two_sided_derivative_and_the_certificate_says_so():
     knots, _, _ = lars_path(DESIGN, RESPONSE, method="lasso")
     assert len(knots) >= 5
