@@ -1,6 +1,8 @@
 """JAXopt's own implicit differentiation, to be compared with."""
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bilevel.core import Solution, tree
@@ -63,5 +65,10 @@ class JaxoptImplicit(AbstractDifferentiation):
         solution = run_with_implicit_diff(tree.constant(solver), objective, data, tree.constant(init), custom_root)
         if self.on_failure == "ignore":
             return solution
-        judged = judge(self.on_failure, solution, solution.params)
-        return Solution(with_derivative_of(solution.params, judged), solution.result, solution.stats)
+        # JAXopt's linear solver takes a right side that is NaN for solved, by 0. So a failure goes past it, to what the
+        # gradients are taken in, along a sum of none of its entries.
+        worth = judge(self.on_failure, solution, jnp.ones(()))
+        judged = jax.tree.leaves(tree.scale(worth, eqx.filter((objective, data), eqx.is_inexact_array)))
+        tied = lambda x: sum((tree.nothing(leaf).astype(x.dtype) for leaf in judged), x)
+        params = with_derivative_of(solution.params, jax.tree.map(tied, solution.params))
+        return Solution(params, solution.result, solution.stats)

@@ -12,7 +12,7 @@ import pytest
 import bilevel as bl
 from tests.compiling import compiled
 from tests.laws import arguments_of, error, outcome
-from tests.problems import CODES, LOGISTIC, PENALIZED, RIDGES, Problem, logistic_loss, raveled
+from tests.problems import CODES, ELASTIC_NET, LOGISTIC, PENALIZED, RIDGES, Problem, logistic_loss, raveled
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "JAXopt is no longer maintained", DeprecationWarning)
@@ -111,6 +111,25 @@ def test_integers_in_the_data_and_a_traced_tolerance():
     # w = labels / (1 + alpha).
     value = compiled(jax.grad(total))(jnp.asarray(0.5), jnp.asarray(1e-9), jnp.arange(3))
     np.testing.assert_allclose(value, -3 / 1.5**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("problem", "solver"),
+    [(ELASTIC_NET, S.ProximalGradient(max_steps=3, tol=1e-12)), (RIDGES[0], S.LBFGS(max_steps=2, tol=1e-12))],
+    ids=["ProximalGradient", "LBFGS"],
+)
+def test_a_solve_that_stopped_early_gives_what_was_asked_for(problem: Problem, solver: S.AbstractSolver):
+    # JAXopt's linear solver makes 0 of a right side that is NaN.
+    def pulled(policy: str) -> np.ndarray:
+        total = lambda both: jnp.sum(
+            bl.argmin(*both, solver=solver, diff=bl.JaxoptImplicit(on_failure=policy), throw=False).params.weight
+        )
+        return raveled(compiled(eqx.filter_grad(total))((problem.objective, problem.data)))
+
+    assert np.all(np.isfinite(pulled("ignore")))
+    assert np.all(np.isnan(pulled("nan")))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="used up `max_steps`"):
+        pulled("raise")
 
 
 def test_forward_mode_raises():
