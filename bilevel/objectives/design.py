@@ -94,4 +94,6 @@ def columns(X: Design, at: Int[Array, " width"]) -> Float[Array, "samples width"
     row, column = X.indices[:, 0], X.indices[:, 1]
     place = jnp.full(X.shape[1], width, row.dtype).at[at].set(jnp.arange(width, dtype=row.dtype), mode="drop")
     to = place.at[column].get(mode="fill", fill_value=width)
-    return jnp.zeros((X.shape[0], width), X.dtype).at[row, to].add(X.data, mode="drop")
+    chosen = jnp.zeros((X.shape[0], width), X.dtype).at[row, to].add(X.data, mode="drop")
+    # A column that is asked for more than once went to one of its places only.
+    return chosen.at[:, place.at[at].get(mode="fill", fill_value=width)].get(mode="fill", fill_value=0)

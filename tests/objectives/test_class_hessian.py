@@ -1,9 +1,11 @@
 """Hessians that couple classes, against the dense ones of NumPy, restricted and solved as they are defined."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 
 import bilevel as bl
 from bilevel.objectives import class_hessian
@@ -46,6 +48,11 @@ def softmax_case(n: int, p: int, sparse: bool, size: float = 1.0) -> tuple[Softm
     )
 
 
+def of_sparse_design(case: tuple) -> tuple:
+    operator, dense, vector = case
+    return eqx.tree_at(lambda o: o.X, operator, BCOO.fromdense(operator.X)), dense, vector
+
+
 CASES = {
     "vertices": lambda: simplex_case(9, 4, 3, 0.0),
     "a few directions": lambda: simplex_case(20, 12, 4, 0.5),
@@ -54,6 +61,9 @@ CASES = {
     "softmax, primal": lambda: softmax_case(40, 5, sparse=False),
     "softmax, dual": lambda: softmax_case(8, 15, sparse=False),
     "softmax, support": lambda: softmax_case(12, 30, sparse=True),
+    "softmax, primal, of a sparse design": lambda: of_sparse_design(softmax_case(40, 5, sparse=False)),
+    "softmax, dual, of a sparse design": lambda: of_sparse_design(softmax_case(8, 15, sparse=False)),
+    "softmax, support, of a sparse design": lambda: of_sparse_design(softmax_case(12, 30, sparse=True)),
 }
 products = compiled(lambda operator, vector: (operator.mv(vector), operator.solve(vector)))
 

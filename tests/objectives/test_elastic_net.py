@@ -269,8 +269,10 @@ def test_columns_of_a_sparse_design_with_entries_stored_twice_and_padding():
     for (row, column), value in zip(indices, np.arange(1.0, 7.0), strict=True):
         if row < 3 and column < 4:
             dense[row, column] += value
-    at = jnp.asarray([3, 1, 4, 4])
-    expected = np.column_stack([dense[:, 3], dense[:, 1], np.zeros((3, 2))])
+    # Some twice, as by the rows of several classes.
+    at = jnp.asarray([3, 1, 4, 1, 4, 3])
+    nothing = np.zeros(3)
+    expected = np.column_stack([dense[:, 3], dense[:, 1], nothing, dense[:, 1], nothing, dense[:, 3]])
     for X in (sparse, jnp.asarray(dense)):
         np.testing.assert_array_equal(compiled(design.columns)(X, at), expected)
 
