@@ -230,7 +230,8 @@ def _curves_down(objective: AbstractObjective, data: PyTree, params: PyTree) -> 
         inside = restrict(vector)
         return restrict(optax.tree.add_scale(optax.tree.scale(lipschitz, inside), -1.0, operator.mv(inside)))
 
-    return power_iteration(apply, tree.pseudorandom_like(params)) > 1.001 * lipschitz
+    largest = power_iteration(apply, tree.pseudorandom_like(params))
+    return largest > (1 + 1e4 * float(jnp.finfo(largest.dtype).eps)) * lipschitz
 
 
 def _margins(objective: AbstractObjective, data: PyTree, params: PyTree, step: PyTree) -> tuple[Array, Array, Array]:

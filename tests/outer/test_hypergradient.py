@@ -367,10 +367,15 @@ failures = pytest.mark.parametrize(("objective", "data", "solver", "message"), F
 
 
 WAVES = O.FunctionObjective(lambda h, p, d: jnp.sum(jnp.cos(p - h)), 0.0, start=jnp.zeros(2))
-SADDLE = O.FunctionObjective(lambda h, p, d: 0.5 * p[0] ** 2 - 0.5 * p[1] ** 2 + h * p[0], 1.0, start=jnp.zeros(2))
+SADDLES = [
+    O.FunctionObjective(
+        lambda h, p, d, down=down: 0.5 * p[0] ** 2 - down * p[1] ** 2 + h * p[0], 1.0, start=np.zeros(2)
+    )
+    for down in (0.5, 1e-4, 1e-8)
+]
 
 
-@pytest.mark.parametrize("objective", [WAVES, SADDLE], ids=["maximum", "saddle"])
+@pytest.mark.parametrize("objective", [WAVES, *SADDLES], ids=["maximum", "saddle", "flat saddle", "flatter saddle"])
 def test_what_is_stationary_but_no_minimum_is_named(objective):
     done = certified_sum(objective, solver=S.GradientDescent(stepsize=0.5))
     assert done.certificate.result == bl.RESULTS.not_a_minimum
