@@ -14,8 +14,8 @@ _SHA256 = "634657437682040e156425b4e90998e177d93a2f9f294bbf927074a86bde0c97"
 
 
 class GeneExpression(NamedTuple):
-    """`X` (samples, genes), log ratios to a reference; `time` (samples,) in years until metastasis or the end of
-    observation; `event` (samples,), whether there was a metastasis."""
+    """`X` (samples, genes), log ratios to a reference; `time` (samples,) in years until death or the end of
+    observation; `event` (samples,), whether it was death."""
 
     X: np.ndarray
     time: np.ndarray

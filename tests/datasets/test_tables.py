@@ -59,6 +59,10 @@ def test_gene_expression():
     data = load_gene_expression()
     assert data.X.shape == (295, 4919) and data.X.dtype == np.float32 and np.isfinite(data.X).all()
     assert data.time.min() > 0 and data.event.sum() == 79
+    # Events are deaths: after ten years 54.6 % of 180 women and 94.5 % of 115 were alive, as published, but only
+    # 50.6 % and 85.2 % without metastases. Here by Kaplan and Meier.
+    at_risk = np.array([np.sum(data.time >= t) for t in data.time[data.event & (data.time <= 10)]])
+    assert abs(np.prod(1 - 1 / at_risk) - (180 * 0.546 + 115 * 0.945) / 295) < 0.01
 
 
 def test_gene_expression_says_what_to_install(monkeypatch):
