@@ -20,7 +20,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n ))
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help env demo test lint types unit oldest bench notebooks pair lock clean
+.PHONY: help env demo test lint types unit oldest bench notebooks pair docs lock clean
 
 help:
 	@echo "make demo   task-driven dictionary learning on handwritten digits, into out/demo/"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench  the benchmarks in their quick sizes, against SPAMS, scikit-learn and JAXopt, into $(BENCH_OUT)/"
 	@echo "make notebooks  the notebooks in full, into out/notebooks/; some of them: make notebooks NOTEBOOKS=notebooks/00_start.py"
 	@echo "make pair   the notebooks' .ipynb files anew from their texts"
+	@echo "make docs   the documentation, into out/site/, with notebooks as they ran last"
 	@echo "make lock   resolve the dependencies anew into requirements.lock"
 	@echo "make clean  remove environments, caches and results"
 
@@ -99,6 +100,11 @@ notebooks: env
 
 pair: env
 	$(RUN) -m jupytext --quiet --update --to ipynb $(NOTEBOOKS)
+
+# Notebooks that were not run since their text changed are run in quick sizes. To read: python -m http.server -d out/site
+docs: env
+	$(RUN) docs/site/executed.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict -f docs/site/mkdocs.yml
 
 # SPORCO, which is there for a photograph and never imported, asks for pyFFTW, which has no wheel for some platforms.
 lock: | $(UV)

@@ -1,0 +1,86 @@
+"""Notebooks as pages; as a program, runs in quick sizes those that were not run in full since their text changed."""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jupytext
+import nbclient
+import nbformat
+from nbconvert import MarkdownExporter
+from nbformat import NotebookNode
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).parents[2]
+TEXTS = sorted((ROOT / "notebooks").glob("*.py"))
+#: Where `make notebooks` and this program leave what they ran.
+FULL, QUICK = ROOT / "out" / "notebooks", ROOT / "out" / "notebooks" / "quick"
+
+WORDS = {
+    FULL: "Executed in full sizes.",
+    QUICK: "Executed in quick sizes: smaller problems, fewer repeats. `make notebooks` runs it in full.",
+    None: "Not executed yet: `make notebooks` runs it.",
+}
+
+
+class Page(NamedTuple):
+    """A page in Markdown, and its figures by their names."""
+
+    markdown: str
+    figures: dict[str, bytes]
+
+
+def title(text: Path) -> str:
+    """The heading with which a notebook begins."""
+    return jupytext.read(text).cells[0].source.split("\n")[0].strip("# ")
+
+
+def latest(text: Path) -> tuple[NotebookNode, Path | None]:
+    """The notebook as it ran, in full where there is one, and in which folder; else as it is written."""
+    written = jupytext.read(text)
+    cells = lambda notebook: [(cell.cell_type, cell.source.strip()) for cell in notebook.cells]
+    for folder in (FULL, QUICK):
+        path = folder / f"{text.stem}.ipynb"
+        if path.exists() and cells(ran := nbformat.read(path, as_version=4)) == cells(written):
+            return ran, folder
+    # The kernel would say so.
+    written.metadata["language_info"] = {"name": "python"}
+    return written, None
+
+
+def as_page(text: Path) -> Page:
+    """The page of a notebook."""
+    notebook, folder = latest(text)
+    resources = {"unique_key": text.stem, "output_files_dir": text.stem}
+    body, resources = MarkdownExporter().from_notebook_node(notebook, resources)
+    note = f'!!! note "`notebooks/{text.name}`"\n    {WORDS[folder]}'
+    # A formula by itself is a paragraph by itself, which Jupyter does not ask for.
+    body = re.sub(r"\n*(\$\$.+?\$\$)\n*", r"\n\n\1\n\n", body, flags=re.DOTALL)
+    heading, rest = body.lstrip().split("\n", 1)
+    return Page(f"{heading}\n\n{note}\n\n{_described(rest, heading)}", resources["outputs"])
+
+
+def _described(body: str, heading: str) -> str:
+    """Figures with a description: the heading above them, where nbconvert writes "png"."""
+    lines = []
+    for line in body.split("\n"):
+        if line.startswith("#"):
+            heading = line
+        lines.append(re.sub(r"^!\[\w+\]", f"![{heading.strip('# ')}]", line))
+    return "\n".join(lines)
+
+
+def run_missing() -> None:
+    """Run in quick sizes what has no run of its present text."""
+    QUICK.mkdir(parents=True, exist_ok=True)
+    os.environ["BILEVEL_QUICK"] = "1"
+    for text in tqdm([text for text in TEXTS if latest(text)[1] is None], desc="notebooks"):
+        notebook = jupytext.read(text)
+        where = {"metadata": {"path": str(text.parent)}}
+        nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+        nbformat.write(notebook, QUICK / f"{text.stem}.ipynb")
+
+
+if __name__ == "__main__":
+    run_missing()
