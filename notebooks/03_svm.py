@@ -168,7 +168,7 @@ for index, way in enumerate(WAYS):
     for name, style in zip(SOLVERS, ("-", "--"), strict=True):
         label, across = f"{way}, {name}", [memory[p, name, way] for p in FEATURES]
         axes[2].plot(FEATURES, across, lw=1.6, ms=6, ls=style, label=label, **series(index))
-axes[2].set(title="both solvers", ylabel="temporary memory (MiB)")
+axes[2].set(title="both solvers", ylabel="temporary memory (MiB)", ylim=(0.3, 3e5))
 for ax in axes:
     ax.set(xscale="log", yscale="log", xlabel="features")
     ax.grid(alpha=0.3)
