@@ -35,10 +35,11 @@ def code_samples(
     init: Float[Array, "samples atoms"],
     tol: Scalar,
     max_steps: int,
+    polish: bool = True,
 ) -> tuple[Float[Array, "samples atoms"], Float[Array, " samples"], Int[Array, " samples"]]:
     """Codes, their optimality errors and the steps taken, by `bilevel.kernels.active_set`."""
     _compile("code_samples", init.dtype)
-    shared = (gram, l1, l2, *eigenvalue_bounds(gram, l2), tol, jnp.asarray(max_steps, jnp.int32))
+    shared = (gram, l1, l2, *eigenvalue_bounds(gram, l2), tol, jnp.asarray(max_steps, jnp.int32), jnp.asarray(polish))
 
     def call(shared: Any, of_samples: Any) -> tuple[Array, ...]:
         gram, *numbers = shared
@@ -119,11 +120,9 @@ def eigenvalue_bounds(gram: Float[Array, "atoms atoms"], l2: Scalar) -> tuple[Sc
 
 
 def _code_on_host(*arrays: np.ndarray) -> None:
-    *numbers, tol, max_steps, init, codes, errors, steps = _numbers(arrays)
-    eps = np.finfo(codes.dtype).eps
-    _in_parallel(
-        _loop("active_set", "code_samples"), len(init), *numbers, eps, tol, int(max_steps), init, codes, errors, steps
-    )
+    *numbers, tol, max_steps, polish, init, codes, errors, steps = _numbers(arrays)
+    options = np.finfo(codes.dtype).eps, tol, int(max_steps), bool(polish)
+    _in_parallel(_loop("active_set", "code_samples"), len(init), *numbers, *options, init, codes, errors, steps)
 
 
 def _solve_on_host(*arrays: np.ndarray) -> None:
@@ -209,7 +208,7 @@ def _compile(name: str, dtype: Any) -> None:
     matrix, rows, support = np.zeros((1, 1), dtype), np.zeros((0, 1), dtype), np.zeros((0, 1), bool)
     if name == "code_samples":
         outputs = rows, np.zeros(0, dtype), np.zeros(0, np.int32)
-        _loop("active_set", name)(0, 0, matrix, rows, *6 * (zero,), 1, rows, *outputs)
+        _loop("active_set", name)(0, 0, matrix, rows, *6 * (zero,), 1, True, rows, *outputs)
     elif name == "solve_samples":
         _loop("response", name)(0, 0, matrix, zero, support, probe, zero, rows)
     else:

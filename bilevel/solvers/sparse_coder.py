@@ -46,6 +46,8 @@ class SparseCoder(AbstractSolver):
     - `tol`: the bound on the relative optimality error of the worst sample; None is 1e-5 in 32 bits, 1e-8 in 64.
     - `max_steps`: the most steps to take (rounds and sweeps of the compiled loop; gradient steps).
     - `kernel`: whether to use the compiled loop. None: where the program runs on a CPU.
+    - `polish`: whether to go on, once the tolerance is met, to codes exact to rounding, which costs little where
+      tolerances are small, and is what derivatives need. If not, the compiled loop stops at the tolerance.
 
     !!! cite
         A. Beck, M. Teboulle: A fast iterative shrinkage-thresholding algorithm for linear inverse problems. 2009.
@@ -57,6 +59,7 @@ class SparseCoder(AbstractSolver):
     tol: ScalarLike | None = None
     max_steps: int = 10_000
     kernel: bool | None = None
+    polish: bool = True
 
     def __check_init__(self):
         check_options(self)
@@ -74,7 +77,7 @@ class SparseCoder(AbstractSolver):
     ) -> Solution:
         assert isinstance(objective, SparseCoding)
         tol = jnp.asarray(default_tol(init) if self.tol is None else self.tol).astype(init.dtype)
-        by_kernel = lambda *args: _by_kernel(*args, max_steps=self.max_steps)
+        by_kernel = lambda *args: _by_kernel(*args, max_steps=self.max_steps, polish=self.polish)
         by_steps = lambda *args: _by_steps(*args, max_steps=self.max_steps, unroll=unroll)
         args = (objective, data, init, tol)
         if unroll is not None or self.kernel is False:
@@ -92,14 +95,19 @@ _Outcome = tuple[Codes, Scalar, Int[Array, ""], Int[Array, ""]]
 
 
 def _by_kernel(
-    objective: SparseCoding, data: Float[Array, "samples features"], init: Codes, tol: Scalar, max_steps: int
+    objective: SparseCoding,
+    data: Float[Array, "samples features"],
+    init: Codes,
+    tol: Scalar,
+    max_steps: int,
+    polish: bool,
 ) -> _Outcome:
     D = objective.dictionary
     gram, (samples, atoms) = D @ D.T, init.shape
     size = min(samples, max(1, BLOCK_SIZE // atoms))
 
     def code(block: Float[Array, "size features"], start: Codes) -> tuple[Codes, Scalar, Int[Array, ""]]:
-        options = (objective.l1, objective.l2, start, tol, max_steps)
+        options = (objective.l1, objective.l2, start, tol, max_steps, polish)
         codes, errors, steps = code_samples(gram, block @ D.T, *options)
         return codes, jnp.max(errors), jnp.max(steps)
 

@@ -66,6 +66,27 @@ def test_no_duality_gap_whatever_the_strengths(shape: tuple, dtype: str):
             assert np.max(gaps(*exact)) <= (1e-10 if dtype == "float64" else 1e-5), (strength, l2)
 
 
+@pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-10])
+def test_without_polish_they_meet_their_tolerance(tol: float):
+    """By proximal gradient steps in NumPy; the smallest tolerance is out of reach of a few sweeps."""
+    D, X = problem(40, 20, 50)
+    l1 = 0.05 * np.max(abs(X @ D.T))
+    coding, start = SparseCoding(D, l1, 0.1), jnp.zeros((40, 50))
+    exact = solve(coding, jnp.asarray(X), start, SparseCoder())
+    rough = solve(coding, jnp.asarray(X), start, SparseCoder(jnp.asarray(tol), kernel=True, polish=False))
+    assert rough.result == bl.RESULTS.successful and rough.stats["optimality"] <= tol
+    C, lipschitz = np.asarray(rough.params), np.linalg.norm(D, 2) ** 2 + 0.1
+    ahead = C - ((C @ D - X) @ D.T + 0.1 * C) / lipschitz
+    residual = lipschitz * (C - np.sign(ahead) * np.maximum(abs(ahead) - l1 / lipschitz, 0))
+    scale = np.linalg.norm(X @ D.T, axis=1) + lipschitz * np.linalg.norm(C, axis=1)
+    errors = np.linalg.norm(residual, axis=1) / scale
+    assert np.max(errors) <= tol
+    # What is not asked for is not done: the exact codes' errors are of the size of rounding.
+    assert tol < 0.1 or np.max(errors) > 1e-3 * tol
+    if tol < 1e-5:
+        np.testing.assert_allclose(C, exact.params, atol=1e-7)
+
+
 def test_are_those_of_scikit_learn():
     D, X = problem(5, 20, 50)
     for strength in (0.5, 0.1, 0.02):
