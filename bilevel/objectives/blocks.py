@@ -30,6 +30,14 @@ class AbstractBlockObjective(AbstractObjective):
         """The same problem, in a form whose optimality is cheaper to measure where there is one."""
         return self.subproblem(index, params, data)
 
+    def value_after(self, index: int, params: PyTree, value: Scalar, block: PyTree, data: PyTree) -> Scalar:
+        """f + g with another block `index`: anew, or from its `value` at `params` where that is known and cheaper.
+
+        It is infinite where it is not known.
+        """
+        del value
+        return self(with_child(params, index, block), data)
+
     # Where g is separable, 0 ∈ ∇f(y) + ∂g(y) falls apart into the same for each block: a point is stationary exactly
     # where every block of it is optimal for its own problem. Each has units of its own, lest one whose curvature is
     # larger by orders of magnitude hide the others.
@@ -112,6 +120,11 @@ class Quadratic(AbstractObjective):
     def gradient(self, params: Float[Array, "rows columns"], data: PyTree) -> Array:
         return self._bent(params) - self.linear
 
+    # f(y') − f(y) = ½⟨∇f(y) + ∇f(y'), y' − y⟩ as f is quadratic, which does not cancel where y' is near y.
+    def change(self, before: Float[Array, "rows columns"], after: Float[Array, "rows columns"]) -> Scalar:
+        """f(after) − f(before)."""
+        return jnp.sum((0.5 * self._bent(before + after) - self.linear) * (after - before))
+
     def penalty(self) -> AbstractPenalty | None:
         return self.nonsmooth
 
@@ -147,6 +160,15 @@ def subproblem(objective: AbstractObjective, index: int, params: PyTree, data: P
     if isinstance(objective, AbstractBlockObjective):
         return objective.subproblem(index, params, data)
     return Held(objective, index, params), data
+
+
+def value_after(
+    objective: AbstractObjective, index: int, params: PyTree, value: Scalar, block: PyTree, data: PyTree
+) -> Scalar:
+    """f + g with another block `index`, for its `value` at `params`, infinite where that is not known."""
+    if isinstance(objective, AbstractBlockObjective):
+        return objective.value_after(index, params, value, block, data)
+    return objective(with_child(params, index, block), data)
 
 
 def children(params: PyTree) -> list[PyTree]:

@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from bilevel.core.requirements import Requirement, as_float_array, check_whole, positive
 from bilevel.objectives.base import check_float
-from bilevel.objectives.blocks import AbstractBlockObjective, Quadratic, Subproblem
+from bilevel.objectives.blocks import AbstractBlockObjective, Quadratic, Subproblem, children, with_child
 from bilevel.objectives.sparse_coding import SparseCoding
 from bilevel.prox import L1, BlockSeparable, UnitBall
 
@@ -102,11 +102,22 @@ class EnergyAutoencoder(AbstractBlockObjective):
         if index == 0:
             gram = decoder_weight * (D @ D.T) + encoder_weight * jnp.eye(len(D), dtype=data.dtype)
             return Quadratic(data @ (decoder_weight * D.T + encoder_weight * E), right=gram, nonsmooth=L1()), None
+        cross = Z.T @ data
         if index == 1:
-            weighted = decoder_weight * Z.T
-            return Quadratic(weighted @ data, left=weighted @ Z, nonsmooth=UnitBall()), None
-        weighted = encoder_weight * data.T
-        return Quadratic(weighted @ Z, left=weighted @ data, nonsmooth=UnitBall()), None
+            return Quadratic(decoder_weight * cross, left=decoder_weight * (Z.T @ Z), nonsmooth=UnitBall()), None
+        gram = encoder_weight * (data.T @ data)
+        return Quadratic(encoder_weight * cross.T, left=gram, nonsmooth=UnitBall()), None
+
+    def value_after(self, index: int, params: Autoencoder, value: Scalar, block: Array, data: Data) -> Scalar:
+        """Of decoder and encoder, from the Gram matrices that their problems are made of."""
+        anew = lambda: self(with_child(params, index, block), data)
+        if index == 0:
+            return anew()
+        problem, _ = self.gauge(index, params, data)
+        assert isinstance(problem, Quadratic)
+        # Where the value is finite, the block was in the balls.
+        near = value + problem.change(children(params)[index], block) + UnitBall().value(block)
+        return jax.lax.cond(jnp.isfinite(value), lambda: near, anew)
 
     def _weights(self, data: Data) -> tuple[Scalar, Scalar]:
         return self.decoder_weight.astype(data.dtype), self.encoder_weight.astype(data.dtype)

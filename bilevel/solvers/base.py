@@ -47,7 +47,7 @@ def check_smooth(solver: AbstractSolver, objective: AbstractObjective) -> None:
 
 
 #: The options of iterative solvers that are counts, and those that are positive numbers or None.
-COUNTS, POSITIVE = ("max_steps", "history_size", "block_steps"), ("tol", "stepsize", "ridge", "block_tol")
+COUNTS, POSITIVE = ("max_steps", "history_size", "block_steps"), ("tol", "stepsize", "ridge", "block_tol", "forcing")
 
 
 def check_options(solver: AbstractSolver) -> None:

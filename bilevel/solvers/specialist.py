@@ -1,5 +1,7 @@
 """The solver that knows a kind of objective better than any general one."""
 
+from jaxtyping import ScalarLike
+
 from bilevel.objectives import AbstractExactObjective, AbstractObjective, HullPoints, SparseCoding
 from bilevel.solvers.base import AbstractSolver
 from bilevel.solvers.column_generation import ColumnGeneration
@@ -8,13 +10,16 @@ from bilevel.solvers.lagrange_dual import LagrangeDual, serves
 from bilevel.solvers.sparse_coder import SparseCoder
 
 
-def specialist(objective: AbstractObjective) -> AbstractSolver | None:
+def specialist(objective: AbstractObjective, tol: ScalarLike | None = None) -> AbstractSolver | None:
     """The objective's formula where it has one; `SparseCoder` for sparse codes with squared error; `ColumnGeneration`
-    for points of a convex hull, `LagrangeDual` for least squares over rows in the unit ball; else None."""
+    for points of a convex hull, `LagrangeDual` for least squares over rows in the unit ball; else None.
+
+    `tol`: where an error of so much is enough, and less would be wasted; None asks for the best that there is.
+    """
     if isinstance(objective, AbstractExactObjective):
         return Exact()
     if isinstance(objective, SparseCoding) and objective.loss is None:
-        return SparseCoder()
+        return SparseCoder(tol, polish=tol is None)
     if serves(objective):
-        return LagrangeDual()
+        return LagrangeDual(tol)
     return ColumnGeneration() if isinstance(objective, HullPoints) else None

@@ -38,6 +38,7 @@ def test_a_quadratic_is_least_squares_up_to_a_constant(side: str):
     a, b = (jnp.asarray(rng.normal(size=(W.shape[1], V.shape[0]))) for _ in range(2))
     squares = lambda Y: 0.5 * np.sum((X - W @ np.asarray(Y) @ V) ** 2)
     np.testing.assert_allclose(objective(a) - objective(b), squares(a) - squares(b), rtol=1e-12)
+    np.testing.assert_allclose(objective.change(b, a), squares(a) - squares(b), rtol=1e-12)
     np.testing.assert_allclose(objective.gradient(a, None), W.T @ (W @ np.asarray(a) @ V - X) @ V.T, rtol=1e-12)
     exact = np.linalg.norm(W, 2) ** 2 * np.linalg.norm(V, 2) ** 2
     assert exact * (1 - 1e-12) <= objective.lipschitz(None) <= 1.2 * exact

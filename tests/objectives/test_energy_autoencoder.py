@@ -49,6 +49,18 @@ def test_the_problem_of_a_block_is_the_energy_up_to_a_constant(index):
     )
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_the_value_after_a_step_is_the_energy(index, known):
+    blocks, others = [Z, D, E], [0.5 * Z + 1, unit(D + 0.3 * rng.normal(size=D.shape)), 0.7 * E]
+    moved = [others[i] if i == index else b for i, b in enumerate(blocks)]
+    value = jnp.asarray(energy(*blocks) if known else np.inf)
+    reached = PROBLEM.value_after(index, PARAMS, value, jnp.asarray(others[index]), jnp.asarray(X))
+    assert float(reached) == pytest.approx(energy(*moved), rel=1e-12)
+    if index > 0:
+        assert np.isinf(PROBLEM.value_after(index, PARAMS, value, jnp.asarray(3 * others[index]), jnp.asarray(X)))
+
+
 def codes_in_numpy(decoder_weight, encoder_weight, D, E, X):
     gradient = lambda Z: decoder_weight * (Z @ D - X) @ D.T + encoder_weight * (Z - X @ E)
     lipschitz = decoder_weight * np.linalg.norm(D, 2) ** 2 + encoder_weight

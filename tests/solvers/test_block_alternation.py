@@ -155,6 +155,25 @@ def test_a_lipschitz_constant_that_is_too_small_is_doubled():
     np.testing.assert_allclose(solution.params[0], solution.params[1], rtol=1e-6)
 
 
+def test_jumps_save_rounds():
+    """Two blocks that are tied to each other closely, and to where they should be loosely: 250 rounds without jumps."""
+    loose, start = 0.01, (jnp.zeros(3), jnp.full(3, 50.0))
+    tied = lambda _, p, data: 0.5 * jnp.sum(loose * p[0] ** 2 + (p[0] - p[1]) ** 2 + loose * (p[1] - 1) ** 2) + 1
+    value = lambda x, y: 1.5 * (loose * x**2 + (x - y) ** 2 + loose * (y - 1) ** 2) + 1
+    y, plain = 50.0, []
+    for _ in range(400):
+        x = y / (1 + loose)
+        y = (x + loose) / (1 + loose)
+        plain.append(value(x, y))
+    near = plain[-1] + 1e-4
+    problem = bl.objectives.FunctionObjective(tied, start=start)
+    history = np.asarray(solve(problem, None, bl.solvers.BlockAlternation(1e-9, 400)).stats["objective"])
+    values = history[np.isfinite(history)]
+    assert np.all(np.diff(values) <= 1e-13 * values[1:])
+    rounds = 1 + np.argmax(history[:, -1] <= near)
+    assert np.min(values) <= near and 5 * rounds <= 1 + np.argmax(np.array(plain) <= near)
+
+
 def test_what_is_not_a_number_is_refused_and_said():
     broken = bl.objectives.FunctionObjective(lambda _, p, data: jnp.sum(p[0]) * jnp.nan + p[1] ** 2, start=(X, 1.0))
     solution = solve(broken, None, bl.solvers.BlockAlternation())
@@ -167,3 +186,5 @@ def test_options_are_checked():
         bl.solvers.BlockAlternation(block_steps=0)
     with pytest.raises(ValueError, match="`block_tol` must be finite and positive"):
         bl.solvers.BlockAlternation(block_tol=-0.1)
+    with pytest.raises(ValueError, match="`forcing` must be finite and positive"):
+        bl.solvers.BlockAlternation(forcing=0.0)
