@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.linear_model import ElasticNet as SklearnElasticNet
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import bilevel as bl
 from benchmarks.results import Results, Rows

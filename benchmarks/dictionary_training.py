@@ -30,7 +30,7 @@ import optax
 from sklearn.decomposition import MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._testing import ignore_warnings
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import bilevel as bl
 from benchmarks.hypergradient import Task, Training, by_bilevel, by_jaxopt, codes_by_bilevel, task_loss

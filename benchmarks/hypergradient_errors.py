@@ -17,7 +17,7 @@ import lineax as lx
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import PyTree
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import bilevel as bl
 from benchmarks.results import Results, Rows

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.datasets import load_diabetes, make_regression
 from sklearn.linear_model import LassoCV, RidgeCV
 from sklearn.model_selection import KFold
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from benchmarks.results import Results, Rows
 from bilevel.estimators import ElasticNetTuned, RidgeTuned

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import bilevel as bl
 from bilevel.plots.page import to_png

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import PyTree
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import bilevel as bl
 from benchmarks.measure import interleaved, patches

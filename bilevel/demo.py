@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bilevel import __version__
 from bilevel.datasets import Digits, load_digits

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree, Scalar
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bilevel.core import InnerSolveError
 from bilevel.outer.problem import Variables
