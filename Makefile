@@ -73,7 +73,8 @@ unit: env
 	touch $@
 
 oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest -n $(WORKERS) --ignore=tests/test_packaging.py -W ignore::DeprecationWarning
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) -W ignore::DeprecationWarning \
+		--ignore=tests/test_packaging.py --ignore=tests/notebooks
 
 # The rivals, some of them under other licences, in an environment of their own.
 .venv-bench/.installed: requirements.lock pyproject.toml | $(UV)
