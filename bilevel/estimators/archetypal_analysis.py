@@ -214,7 +214,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 # Functions of the module, so that a second fit of the same shapes finds its program compiled.
 @eqx.filter_jit
 def _alternate(rows: Array, mixtures: Array, tol: Scalar, max_iter: int) -> Solution:
-    solver = BlockAlternation(tol=tol, max_steps=max_iter, block_steps=STEPS, block_tol=0.01)
+    solver = BlockAlternation(tol=tol, max_steps=max_iter, block_steps=STEPS, block_tol=0.01, jump=False)
     start = (equal_weights(rows, len(mixtures)), mixtures)
     return solver.run(Archetypes(len(mixtures)), rows, start)
 

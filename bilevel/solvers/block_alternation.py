@@ -46,6 +46,7 @@ class BlockAlternation(AbstractSolver):
     - `max_steps`: the most rounds through all blocks.
     - `block_steps`: the most gradient steps in a block.
     - `block_tol`: the steps in a block end when its optimality has fallen by this factor.
+    - `jump`: whether rounds begin with a jump. It can do harm where the first block is not solved exactly.
     - `forcing`: a specialist need not be more exact than this part of the error of the last round.
 
     Beside those of every solver, `stats` has `objective_at_start`; `objective` (max_steps, blocks), f + g after each
@@ -63,6 +64,7 @@ class BlockAlternation(AbstractSolver):
     block_steps: int = 100
     block_tol: ScalarLike = 0.01
     forcing: ScalarLike = 0.2
+    jump: bool = True
 
     def __check_init__(self):
         check_options(self)
@@ -82,7 +84,7 @@ class BlockAlternation(AbstractSolver):
             enough = None if unroll is not None else self._enough(state.error, tol)
             for index in blocks:
                 step = lambda at, value, index=index: self._step(objective, data, at, value, index, enough, unroll)
-                if index == blocks[0] and len(blocks) > 1 and unroll is None:
+                if self.jump and index == blocks[0] and len(blocks) > 1 and unroll is None:
                     trial, reach = _jump(objective, data, state, step, index)
                 else:
                     trial = step(params, value)
