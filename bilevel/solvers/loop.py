@@ -63,6 +63,8 @@ def iterate(
 _Loop = tuple[PyTree, Array, Array]
 
 
+# Reverse mode would keep, of each step, whatever the derivatives of its operations are taken at: the data among it, as
+# a copy for each step, since a condition hides that they are the same. So it keeps the carry, and takes the step again.
 def _scan(body: Callable[[_Loop], _Loop], loop: _Loop, length: int, bound: int | None = None) -> _Loop:
     """`length` times `body`, idle when it is to stop or has taken `bound` steps."""
 
@@ -70,7 +72,7 @@ def _scan(body: Callable[[_Loop], _Loop], loop: _Loop, length: int, bound: int |
         idle = loop[2] if bound is None else loop[2] | (loop[1] >= bound)
         return jax.lax.cond(idle, lambda x: x, body, loop), None
 
-    return jax.lax.scan(conditional, loop, length=length)[0]
+    return jax.lax.scan(jax.checkpoint(conditional, prevent_cse=False), loop, length=length)[0]
 
 
 # A scan over ⌈n / m⌉ segments of m = ⌈√n⌉ steps keeps the carry at the start of each segment. Going backward, each
