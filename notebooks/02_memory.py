@@ -142,12 +142,14 @@ for name, row in memory.items():
 # %% [markdown]
 # ## The figure
 #
-# Left, the memory; the lines of unrolled and implicit have slopes 1 and 0, that of checkpoints ½. Right, what is had
-# for it: the error of the gradient after as many steps.
+# Left, the memory. To the left of it constants rule: the data, and the linear system of the implicit way. Right, what
+# is had for it: the error of the gradient after as many steps.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
 plot_costs(num_steps, memory, ax=left)
+left.set_ylim(0.1, 1.5 * memory["unrolled"].max() / 2**20)
+left.yaxis.set_minor_formatter("")
 for index, (name, row) in enumerate(errors.items()):
     right.loglog(num_steps, np.maximum(row, 1e-16), lw=1.6, ms=5, label=name, **series(index))
 right.set_xlabel("inner iterations")
@@ -156,10 +158,10 @@ right.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# The claim holds: unrolled memory is a straight line in the number of iterations, implicit memory is one number, and
-# both arrive at the same gradient; the implicit one earlier, as `01_jacobian_error` explains. Checkpoints reduce the
-# memory to the square root without a change of the gradient. Truncation has constant memory, too, but an error that
-# no further iterations reduce.
+# The claim holds: unrolled memory is a straight line in the number of iterations, one vector of weights for each;
+# implicit memory is one number, whose constant is worth its price from some hundreds of iterations on; and both arrive
+# at the same gradient. Checkpoints make the growth slow without a change of the gradient. Truncation has constant
+# memory, too, but an error that no further iterations reduce.
 
 # %%
 line = np.polyfit(num_steps, memory["unrolled"], 1)
