@@ -63,7 +63,8 @@ class Certificate(eqx.Module):
             f"adjoint residual          {float(self.adjoint_residual):.1e}",
             f"margin of the support     {float(self.margin):.1e} ({100 * float(self.at_risk):.2g} % of it at risk)",
         ]
-        return "\n".join([*lines, *([RESULTS[self.result]] if self.result != RESULTS.successful else [])])
+        verdict = [] if self.result == RESULTS.successful else [RESULTS[self.result]]
+        return "\n".join([*verdict, *lines])
 
 
 class SampleCertificates(eqx.Module):

@@ -41,8 +41,9 @@ class Pulled(NamedTuple):
 #
 # a symmetric system on the support alone, as good as its Hessian there, from which s has gone: the first line is the
 # motion of the resting coordinates with their kink (a bound, a shift), zero for L1; in the second, s cancels against
-# the one in b. Hence s may be held constant under differentiation, and nothing else may: dy is differentiated again
-# for second derivatives, through y (which has this very rule), through b, and through the operator.
+# the one in b. Without g all is on the face, and (2) is H dy = −b. Hence s may be held constant under differentiation,
+# and nothing else may: dy is differentiated again for second derivatives, through y (which has this very rule), through
+# b, and through the operator.
 #
 # The transpose of (2) takes a cotangent v of y to one of b. With A = Π (H + κ) Π + (I − Π), which is symmetric,
 #
@@ -71,6 +72,8 @@ class Linearized(NamedTuple):
         options = self._in_units(options)
         if self._is_curved():
             return solve(self._fixed_point(), optax.tree.scale(-1 / self.lipschitz, right), options)
+        if self.objective.penalty() is None:
+            return solve(self.objective.hessian(self.params, self.data), optax.tree.scale(-1, right), options)
         restrict, curvature = self.objective.face(self.params, self.data)
         stepsize = 1 / self.lipschitz
         resting = jax.tree.map(lambda b, r: -stepsize * (b - r), right, restrict(right))
@@ -89,8 +92,12 @@ class Linearized(NamedTuple):
             right = optax.tree.scale(1 / self.lipschitz, cotangent)
             adjoint = solve(operator, right, options, init=init)
             return Pulled(optax.tree.scale(-1, adjoint), adjoint, self._residual(operator, adjoint, right, options))
-        restrict, curvature = self.objective.face(self.params, self.data)
         operator = self.objective.hessian(self.params, self.data)
+        if self.objective.penalty() is None:
+            adjoint = solve(operator, cotangent, options, init=init)
+            residual = self._residual(operator, adjoint, cotangent, options)
+            return Pulled(optax.tree.scale(-1, adjoint), adjoint, residual)
+        restrict, curvature = self.objective.face(self.params, self.data)
         right, stepsize = restrict(cotangent), 1 / self.lipschitz
         adjoint = solve(operator, right, options, init=init)
         rest = optax.tree.sub(cotangent, self._bend(adjoint))

@@ -183,12 +183,11 @@ def _settle(done: Hypergradient, on_failure: Policy) -> Hypergradient:
     if not result.is_traced() and on_failure in ("raise", "warn"):
         if result == RESULTS.successful:
             return done
-        message = f"{RESULTS[result]}\n{certificate}"
         if on_failure == "raise":
             raise HypergradientError(
-                f"{message}\nWith `on_failure='ignore'` the hypergradient comes back all the same."
+                f"{certificate}\nWith `on_failure='ignore'` the hypergradient comes back all the same."
             )
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warnings.warn(str(certificate), RuntimeWarning, stacklevel=3)
         return done
     failed = jnp.asarray(result != RESULTS.successful)
     if on_failure == "raise":
