@@ -98,7 +98,7 @@ def inner(weights, l2=1e-2):
 # With $H$ the Hessian of the inner objective and $\Phi$ the outer loss, implicit differentiation gives, as
 # $\partial^2 f / \partial W \partial w_i = \nabla_W \ell_i / n$,
 #
-# $$\frac{\partial \Phi}{\partial w_i} = -\frac1n \big\langle \nabla_W\, \ell(W^* x_i, y_i),\; \mu \big\rangle, \qquad
+# $$\frac{\partial \Phi}{\partial w_i} = -\frac1n \langle \nabla_W\, \ell(W^* x_i, y_i),\; \mu \rangle, \qquad
 # H \mu = \nabla_W \Phi(W^*).$$
 #
 # A sample is worth more weight if its own gradient agrees with that of the validation loss, in the metric of $H^{-1}$;
