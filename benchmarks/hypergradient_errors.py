@@ -157,7 +157,8 @@ def draw(rows: Rows) -> "Figure":
     figure, ax = plt.subplots(figsize=(3.2 + 0.95 * len(columns), 6), layout="constrained")
     image = ax.imshow(np.clip(digits, 0, None), cmap="viridis", vmin=0, vmax=16, aspect="auto")
     ax.set_yticks(range(len(names)), names)
-    ax.set_xticks(range(len(columns)), [column.replace(", ", "\n") for column in columns], fontsize=8)
+    labels = [column.replace(", ", "\n").replace(" regression", "\nregression") for column in columns]
+    ax.set_xticks(range(len(columns)), labels, fontsize=8)
     for (i, j), value in np.ndenumerate(np.asarray(digits)):
         text = "–" if np.isnan(value) else f"{max(value, 0):.0f}"
         ax.text(j, i, text, ha="center", va="center", color="black" if np.isnan(value) or value > 9 else "white")
