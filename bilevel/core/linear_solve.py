@@ -140,9 +140,8 @@ def is_regular(operator: lx.AbstractLinearOperator, vector: PyTree) -> Array:
     found = _by_lineax(operator, image, _krylov(operator, vector, tol=eps))
     lost = optax.tree.sub(found, vector)
     missed = tree.norm(lost) > 0.1 / size**0.5 * tree.norm(vector)
-    to_zero = tree.norm(operator.mv(lost)) * tree.norm(vector) <= 10 * size**0.5 * eps * tree.norm(image) * tree.norm(
-        lost
-    )
+    floor = 10 * size**0.5 * eps * tree.norm(image)
+    to_zero = tree.norm(operator.mv(lost)) * tree.norm(vector) <= floor * tree.norm(lost)
     # A system that was not solved tells nothing: then `lost` is no number.
     return ~(missed & to_zero)
 

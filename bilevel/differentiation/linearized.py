@@ -90,13 +90,11 @@ class Linearized(NamedTuple):
             apply = jax.linear_transpose(forward.mv, self.params)
             operator = lx.FunctionLinearOperator(lambda v: apply(v)[0], forward.in_structure())
             right = optax.tree.scale(1 / self.lipschitz, cotangent)
+        else:
+            operator, right = self.objective.hessian(self.params, self.data), cotangent
+        if self._is_curved() or self.objective.penalty() is None:
             adjoint = solve(operator, right, options, init=init)
             return Pulled(optax.tree.scale(-1, adjoint), adjoint, self._residual(operator, adjoint, right, options))
-        operator = self.objective.hessian(self.params, self.data)
-        if self.objective.penalty() is None:
-            adjoint = solve(operator, cotangent, options, init=init)
-            residual = self._residual(operator, adjoint, cotangent, options)
-            return Pulled(optax.tree.scale(-1, adjoint), adjoint, residual)
         restrict, curvature = self.objective.face(self.params, self.data)
         right, stepsize = restrict(cotangent), 1 / self.lipschitz
         adjoint = solve(operator, right, options, init=init)

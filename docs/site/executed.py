@@ -10,7 +10,7 @@ import nbclient
 import nbformat
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted((ROOT / "notebooks").glob("*.py"))

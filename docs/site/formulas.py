@@ -17,7 +17,7 @@ REWRITTEN = (
     (r"(\\operatorname\*?\{[A-Za-z]+)\\[,;: ]([A-Za-z]+\})", r"\1 \2"),
     (r"\\arg\s*\\(min|max)", r"\\operatorname*{arg \1}"),
     (r"\\(begin|end)\{(?:aligned|split|gathered)\}", r"\\\1{align*}"),
-    (r"\\[bB]igg?[lrm]?\s*(?=\\(?:\||[lr]?Vert))", ""),
+    (r"\\[bB]igg?[lrm]?\s*(?=\\(?:\||[lr]?Vert|[lr]angle))", ""),
     (r"\\\|", r"\\Vert "),
     (r"\\mathrm\{([A-Za-z])\}", r"\\mathrm \1 "),
 )
