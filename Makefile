@@ -110,7 +110,7 @@ docs: env
 # SPORCO, which is there for a photograph and never imported, asks for pyFFTW, which has no wheel for some platforms.
 lock: | $(UV)
 	"$(UV)" pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
-		--extra plots --extra data --group dev --group docs --no-emit-package pyfftw \
+		--extra plots --extra data --extra scale --extra tensorboard --group dev --group docs --no-emit-package pyfftw \
 		--custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
