@@ -33,5 +33,10 @@ from bilevel.outer import (
     compare_modes as compare_modes,
     hypergradient as hypergradient,
 )
+from bilevel.scale import (
+    CheckpointError as CheckpointError,
+    Checkpoints as Checkpoints,
+    NpyShards as NpyShards,
+)
 
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ FLOORS = {
     "core": 0,
     "kernels": 1,
     "prox": 1,
+    "scale": 1,
     "objectives": 2,
     "solvers": 3,
     "differentiation": 4,

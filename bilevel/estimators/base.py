@@ -118,7 +118,7 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
             every=every,
             callback=lambda _, history: _has_stalled(history["loss"], every, self.tol),
             progress=f"{type(self).__name__}, {len(dictionary)} atoms" if self.verbose else False,
-            throw=False,
+            on_failure="skip",
         )
         self.history_ = fitted.history
         self.n_iter_ = len(self.history_["loss"]) // per_epoch

@@ -1,5 +1,6 @@
 """Is what a training is given fit to train with? `ValueError`, with the argument's name, where it is not."""
 
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from bilevel.core import tree
 from bilevel.core.requirements import finite, raise_where_violated
 from bilevel.outer.problem import BilevelProblem
+from bilevel.scale import Checkpoints
 
 
 def check_count(name: str, value: Any, *, optional: bool = False) -> None:
@@ -42,7 +45,7 @@ def check_batches(problem: BilevelProblem, data: PyTree, batch_size: int | None)
     """Whether there are as many samples in every array, and enough of them for a batch."""
     if batch_size is None:
         return
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(data)]
+    shapes = [jnp.shape(x) if isinstance(x, int | float) else x.shape for x in jax.tree.leaves(data)]
     if len({shape[:1] for shape in shapes}) != 1 or shapes[0] == ():
         raise ValueError(
             f"`data` must have the same number of samples in every array, as there are batches: got shapes {shapes}. "
@@ -71,3 +74,37 @@ def check_like(name: str, wanted: PyTree, value: PyTree) -> None:
                 f"`{name}` belongs to another trainer or to other data: {name}{path} should be {wanted.get(path)}, got "
                 f"{value.get(path)}."
             )
+
+
+def check_mean(problem: BilevelProblem, data: PyTree) -> None:
+    """Whether the outer loss is a mean over samples: that of two is the mean of those of each.
+
+    Inner solutions are drawn at random, as none need be found for this.
+    """
+    variables = problem.variables
+    pick = lambda rows: jax.tree.map(lambda x: x[rows], data)
+    if len(jax.tree.leaves(data)[0]) < 2:
+        return
+    params = tree.pseudorandom_like(variables.objective.init(problem.inner_data(pick(slice(0, 2)))))
+    loss_of = lambda rows: problem.outer_loss(variables, jax.tree.map(lambda x: x[rows], params), pick(rows))
+    both, first, second = (loss_of(rows) for rows in (slice(0, 2), slice(0, 1), slice(1, 2)))
+    error, scale = jnp.abs(both - (first + second) / 2), jnp.abs(first) + jnp.abs(second)
+    if error > 1e3 * jnp.finfo(error.dtype).eps * scale:
+        raise ValueError(
+            "`outer_loss` must be a mean over samples, plus terms of the variables alone, as a mesh shares them out: "
+            f"of two samples it is {both:.6g}, of each {first:.6g} and {second:.6g}."
+        )
+
+
+def check_options(progress: Any, on_failure: Any, checkpoint: Any, resume: Any) -> None:
+    """The options of a fit that are words, switches and paths."""
+    if not isinstance(progress, bool | str):
+        raise ValueError(f"`progress` must be True, False or a label, got {progress!r}.")
+    if on_failure not in ("raise", "skip"):
+        raise ValueError(f'`on_failure` must be "raise" or "skip", got {on_failure!r}.')
+    if not (checkpoint is None or isinstance(checkpoint, str | Path | Checkpoints)):
+        raise ValueError(f"`checkpoint` must be a path or `Checkpoints`, got {checkpoint!r}.")
+    if not isinstance(resume, bool | int) or resume < 0:
+        raise ValueError(f"`resume` must be True, False or a step, got {resume!r}.")
+    if checkpoint is None and resume is not False:
+        raise ValueError("`resume` needs `checkpoint`: pass the directory to resume from.")

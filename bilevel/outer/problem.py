@@ -107,6 +107,10 @@ class BilevelProblem(eqx.Module):
             variables = eqx.tree_at(where, variables, replace_fn=constraint.project)
         return variables
 
+    def solve(self, variables: Variables, batch: PyTree, **options: Any) -> Solution:
+        """The inner solution, with the options of `argmin`."""
+        return argmin(variables.objective, self.inner_data(batch), **options)
+
     def loss(
         self,
         variables: Variables,
@@ -118,8 +122,7 @@ class BilevelProblem(eqx.Module):
         throw: bool = True,
     ) -> tuple[Scalar, Solution]:
         """The outer loss and the inner solution; differentiate it with respect to `variables`."""
-        data = self.inner_data(batch)
-        solution = argmin(variables.objective, data, init=init, solver=solver, diff=diff, throw=throw)
+        solution = self.solve(variables, batch, init=init, solver=solver, diff=diff, throw=throw)
         return number("outer_loss", self.outer_loss(variables, solution.params, batch)), solution
 
 

@@ -14,7 +14,7 @@ class TrainingState(eqx.Module):
     - `variables`: the outer variables.
     - `optimizer`: the Optax state.
     - `warm_start`: the last inner solution: of each sample of the data where samples are independent, else the whole;
-      None without warm starts.
+      None without warm starts. On several processes, each has the solutions of its own samples.
     - `order`: the order of the samples in this epoch; empty for full batches.
     - `step`: how many steps were taken.
     - `key`: the source of all randomness to come.
@@ -33,7 +33,8 @@ class StepMetrics(eqx.Module):
 
     **Attributes:** the outer `loss` before the step; `gradient_norm`; the inner solve's relative `optimality`, its
     `inner_steps` and whether it met its tolerance (`inner_success`); `refused`, whether the step was not taken because
-    loss or gradient was not finite.
+    loss or gradient was not finite; `suspect`, the number of the first sample in the batch with an entry that is not
+    finite, or -1.
     """
 
     loss: Scalar
@@ -42,3 +43,4 @@ class StepMetrics(eqx.Module):
     inner_steps: Int[Array, ""]
     inner_success: Bool[Array, ""]
     refused: Bool[Array, ""]
+    suspect: Int[Array, ""]

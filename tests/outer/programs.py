@@ -3,10 +3,10 @@
 import pytest
 
 from bilevel.estimators import base, energy_autoencoder
-from bilevel.outer import loop, trainer
+from bilevel.outer import runners, trainer
 from tests.compiling import compiled
 
-PROGRAMS = ((loop, "_run_chunk"), (trainer, "_start_jit"), (trainer, "_validate"), (base, "_encode"))
+PROGRAMS = ((runners, "_run_chunk"), (trainer, "_start_jit"), (trainer, "_validate"), (base, "_encode"))
 PROGRAMS += tuple((energy_autoencoder, name) for name in ("_alternate", "_code", "_fit_to"))
 
 

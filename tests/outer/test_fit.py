@@ -61,7 +61,8 @@ def test_fit_takes_the_steps_that_step_takes():
 def test_the_history_has_an_entry_a_step():
     fitted = small_trainer().fit(signals(), 8, key=KEY)
     history = fitted.history
-    assert history.keys() == {"loss", "gradient_norm", "optimality", "inner_steps", "inner_success", "refused"}
+    names = {"loss", "gradient_norm", "optimality", "inner_steps", "inner_success", "refused", "suspect"}
+    assert history.keys() == names
     assert all(len(values) == 8 for values in history.values())
     assert np.all(history["inner_success"])
     assert not np.any(history["refused"])
@@ -268,7 +269,7 @@ def spoiled_loss(variables, codes, batch):
 
 def test_a_refused_step_raises_with_its_number_or_is_recorded():
     trainer, data = small_trainer(5, spoiled_loss), (*signals(), jnp.arange(SAMPLES))
-    fitted = trainer.fit(data, 4, key=KEY, throw=False)
+    fitted = trainer.fit(data, 4, key=KEY, on_failure="skip")
     refused = fitted.history["refused"]
     np.testing.assert_array_equal(np.isnan(fitted.history["loss"]), refused)
     # Two batches an epoch, of which one has the sample.
@@ -277,7 +278,7 @@ def test_a_refused_step_raises_with_its_number_or_is_recorded():
     first = int(np.flatnonzero(refused)[0])
     with pytest.raises(bl.InnerSolveError, match=rf"^Step {first} of training failed: .*the outer loss nan"):
         trainer.fit(data, 4, key=KEY)
-    one = trainer.fit(data, 2, key=KEY, throw=False)
+    one = trainer.fit(data, 2, key=KEY, on_failure="skip")
     second = int(np.flatnonzero(refused)[1])
     with pytest.raises(bl.InnerSolveError, match=rf"^Step {second} of training"):
         trainer.fit(data, 2, state=one.state)
@@ -288,7 +289,7 @@ def test_a_failed_inner_solve_raises_or_is_recorded():
     trainer, data = small_trainer(None, solver=solver), signals()
     with pytest.raises(bl.InnerSolveError, match=r"^Step 0 of training failed: .* after 1 steps"):
         trainer.fit(data, 3)
-    fitted = trainer.fit(data, 3, throw=False)
+    fitted = trainer.fit(data, 3, on_failure="skip")
     assert not np.any(fitted.history["inner_success"])
     assert np.all(fitted.history["refused"])
     assert same(fitted.variables, trainer.init(data, KEY).variables)
@@ -302,12 +303,12 @@ def test_a_failed_validation_raises_or_is_recorded():
     options = dict(validation=data, validation_loss=loss, key=KEY)
     with pytest.raises(bl.InnerSolveError, match=r"^No validation loss after step 2"):
         trainer.fit(data, 6, **options)
-    fitted = trainer.fit(data, 6, **options, throw=False)
+    fitted = trainer.fit(data, 6, **options, on_failure="skip")
     assert np.all(np.isnan(fitted.history["validation_loss"]))
     assert len(fitted.history["loss"]) == 6
     # Where there is no best, the last is kept; and none of these is a new best.
     assert same(fitted.variables, fitted.state.variables)
-    patient = trainer.fit(data, 20, **options, throw=False, patience=2)
+    patient = trainer.fit(data, 20, **options, on_failure="skip", patience=2)
     assert len(patient.history["validation_loss"]) == 2
 
 
@@ -315,7 +316,7 @@ def test_a_validation_whose_inner_solve_fails_is_not_believed():
     # One step from zero is enough for samples that are zero, and for no others.
     solver = bl.solvers.ProximalGradient(max_steps=1)
     trainer, data = small_trainer(None, solver=solver), tuple(jnp.zeros_like(x) for x in signals())
-    fitted = trainer.fit(data, 2, validation=signals(), throw=False)
+    fitted = trainer.fit(data, 2, validation=signals(), on_failure="skip")
     assert np.all(fitted.history["inner_success"])
     assert np.all(np.isnan(fitted.history["validation_loss"]))
 

@@ -1,0 +1,174 @@
+"""Batches for a training whose data are not one array on one device."""
+
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, PyTree
+
+from bilevel.scale import Batches, DeviceMesh, is_on_disk, prefetched, take
+
+
+class Fed(NamedTuple):
+    """A batch on the devices; of which samples its slots are, -1 for none (and no slots where samples have no numbers);
+    and the weights of slots, where not all count."""
+
+    batch: PyTree
+    rows: Int[np.ndarray, " slots"]
+    weights: Array | None
+
+
+class Feed(Protocol):
+    """Gives a training its batches, step after step."""
+
+    def at(self, step: int) -> Fed:
+        """The batch of this step."""
+        ...
+
+    def order(self, step: int) -> Array:
+        """The order of the epoch in which this many steps end; empty where there is none."""
+        ...
+
+    def position(self) -> str | None:
+        """Where the source stands, if that does not follow from the step."""
+        ...
+
+    def go_to(self, position: str | None) -> None:
+        """Go on from there."""
+        ...
+
+
+class ArrayFeed:
+    """Batches of arrays in memory or on disk, in an order drawn from `key`; without one, all samples in theirs.
+
+    Each process reads what its own devices need; from disk, ahead of time.
+    """
+
+    def __init__(self, data: PyTree, batches: Batches, mesh: DeviceMesh | None, key: Key[Array, ""] | None, dtype: Any):
+        self._data, self._batches, self._mesh, self._key = data, batches, mesh, key
+        self._layout = batches.layout(1 if mesh is None else mesh.size)
+        weights = np.where(self._layout >= 0, 1 / batches.batch_size, 0).astype(dtype)
+        self._weights = self.put(weights, np.arange(len(weights))) if np.any(weights == 0) else None
+        # A slot without a sample is filled with that of another on its device, or else the last.
+        parts = self._layout.reshape(1 if mesh is None else mesh.size, -1)
+        self._filled = np.where(parts >= 0, parts, np.where(parts[:, :1] >= 0, parts[:, :1], batches.batch_size - 1))
+        self._order = functools.lru_cache(maxsize=2)(self._draw)
+        self._reading: tuple[int, Iterator[Any]] | None = None
+        self._whole: Fed | None = None
+
+    def at(self, step: int) -> Fed:
+        """The batch of this step."""
+        if self._whole is not None:
+            return self._whole
+        rows, pieces = self._read_ahead(step) if is_on_disk(self._data) else self._read(step)
+        fed = Fed(self._assemble(pieces), rows, self._weights)
+        if self._key is None:
+            self._whole = fed
+        return fed
+
+    def order(self, step: int) -> Array:
+        """The order of the epoch in which this many steps end; empty for batches of all samples."""
+        if self._key is None:
+            return jnp.arange(0, dtype=jnp.int32)
+        batches = self._batches
+        return (
+            jnp.asarray(self._order((step - 1) // batches.steps_per_epoch))
+            if step
+            else jnp.arange(batches.num_samples, dtype=jnp.int32)
+        )
+
+    def position(self) -> None:
+        """A step says it all."""
+
+    def go_to(self, position: str | None) -> None:
+        """Nowhere: see `position`."""
+
+    def put(self, array: np.ndarray, rows: Int[np.ndarray, " slots"]) -> Array:
+        """The entries of these samples, on the devices; of none, whatever there is."""
+        return self._assemble([array[np.maximum(rows[part], 0)] for part in self._parts()])
+
+    def _draw(self, epoch: int) -> Int[np.ndarray, " samples"]:
+        if self._key is None:
+            return np.arange(self._batches.num_samples)
+        return np.asarray(self._batches.order(self._key, epoch))
+
+    def _read(self, step: int) -> tuple[Int[np.ndarray, " slots"], list[PyTree]]:
+        """The rows of a step, and the samples for each device of this process."""
+        epoch, place = divmod(step, self._batches.steps_per_epoch)
+        samples = self._order(epoch)[np.asarray(self._batches.places(place))]
+        filled = samples[self._filled.ravel()]
+        rows = np.where(self._layout >= 0, filled, -1)
+        return rows, [take(self._data, filled[part]) for part in self._parts()]
+
+    def _read_ahead(self, step: int) -> Any:
+        if self._reading is None or self._reading[0] != step:
+            self._reading = step, prefetched(self._read, step)
+        reader = self._reading[1]
+        self._reading = step + 1, reader
+        return next(reader)
+
+    def _parts(self) -> list[slice]:
+        """Which slots the devices of this process hold."""
+        if self._mesh is None:
+            return [slice(None)]
+        return list(self._mesh.parts(len(self._layout)).values())
+
+    def _assemble(self, pieces: list[PyTree]) -> PyTree:
+        if self._mesh is None:
+            return jax.tree.map(jnp.asarray, pieces[0])
+        return self._mesh.assemble(pieces, len(self._layout))
+
+
+class LoaderFeed:
+    """The batches of an input pipeline of Grain; on several processes, each has its part of every batch.
+
+    Its samples have no numbers, by which their last solutions could be found: inner solves start anew.
+    """
+
+    def __init__(self, loader: Any, mesh: DeviceMesh | None):
+        self._iterator, self._mesh = iterator_of(loader), mesh
+
+    def at(self, step: int) -> Fed:
+        """The next batch."""
+        return Fed(self._assemble(next_of(self._iterator, step)), np.arange(0), None)
+
+    def order(self, step: int) -> Array:
+        """Samples have no order but the loader's."""
+        return jnp.arange(0, dtype=jnp.int32)
+
+    def position(self) -> str:
+        """Where the loader stands, in its own words."""
+        state = self._iterator.get_state()
+        return json.dumps({"bytes": state.decode()} if isinstance(state, bytes) else {"state": state})
+
+    def go_to(self, position: str | None) -> None:
+        """Go on from where a loader stood."""
+        state = json.loads(position or "")
+        self._iterator.set_state(state["bytes"].encode() if "bytes" in state else state["state"])
+
+    def _assemble(self, batch: PyTree) -> PyTree:
+        if self._mesh is None:
+            return jax.tree.map(jnp.asarray, batch)
+        sharding = self._mesh.sharding(self._mesh.over_samples)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def iterator_of(loader: Any) -> Any:
+    """An iterator over a loader's batches."""
+    import grain
+
+    return iter(loader.to_iter_dataset() if isinstance(loader, grain.MapDataset) else loader)
+
+
+def next_of(iterator: Iterator[Any], step: int) -> PyTree:
+    """The next batch. Raises `ValueError` where there is none."""
+    try:
+        return next(iterator)
+    except StopIteration:
+        raise ValueError(
+            f"`data` has no batch for step {step}: the loader has come to its end. Let it go on with .repeat()."
+        ) from None

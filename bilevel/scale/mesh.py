@@ -1,0 +1,122 @@
+"""A mesh of devices, over which samples and, where they are many, atoms are sharded."""
+
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+from bilevel.scale.batches import Batches
+
+T = TypeVar("T")
+
+#: The axis over which samples are sharded, and the one over which rows of the variables may be, too.
+DATA, ATOMS = "data", "atoms"
+
+
+class DeviceMesh(eqx.Module):
+    """A `jax.sharding.Mesh` with an axis `"data"` and, perhaps, an axis `"atoms"`.
+
+    Samples are sharded over all devices. Variables are the same on each; with an axis `"atoms"`, matrices whose rows it
+    divides, a dictionary and what the optimizer remembers of it, are stored in rows, gathered once a step where
+    they are used. So they take their share of a device's memory, but no part of the work is done twice.
+    """
+
+    mesh: Mesh = eqx.field(static=True)
+
+    def __init__(self, mesh: Mesh):
+        if not isinstance(mesh, Mesh):
+            raise ValueError(
+                f'`mesh` must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ("data",)), got {mesh!r}.'
+            )
+        if not {DATA} <= set(mesh.axis_names) <= {DATA, ATOMS}:
+            raise ValueError(f'`mesh` must have the axis "data" and at most one other, "atoms", got {mesh.axis_names}.')
+        # How the compiler is to treat the axes is ours to say.
+        self.mesh = Mesh(mesh.devices, mesh.axis_names)
+
+    @property
+    def size(self) -> int:
+        """How many devices there are."""
+        return self.mesh.size
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of all axes."""
+        return self.mesh.axis_names
+
+    @property
+    def everywhere(self) -> PartitionSpec:
+        """The same on each device."""
+        return PartitionSpec()
+
+    @property
+    def over_samples(self) -> PartitionSpec:
+        """Cut along the first axis among all devices."""
+        return PartitionSpec(self.axes)
+
+    def index(self) -> Int[Array, ""]:
+        """The number of the device on which this is computed, in a function that is mapped over shards."""
+        return jax.lax.axis_index(self.axes)
+
+    def sharding(self, spec: PartitionSpec) -> NamedSharding:
+        """`spec` on these devices."""
+        return NamedSharding(self.mesh, spec)
+
+    def place(self, variables: T) -> T:
+        """Variables and what belongs to them, on the devices, as they are stored."""
+        return jax.tree.map(lambda x: self._put(x, self._stored(x)) if eqx.is_array(x) else x, variables)
+
+    def keep(self, variables: T) -> T:
+        """Within a program: `variables`, where `place` puts them."""
+        constrain = lambda x: jax.lax.with_sharding_constraint(x, self._stored(x))
+        return jax.tree.map(lambda x: constrain(x) if eqx.is_array(x) else x, variables)
+
+    def fetch(self, variables: T) -> T:
+        """What `place` had put there, whole, in this process."""
+        whole = jax.jit(lambda x: x, out_shardings=self.sharding(self.everywhere))
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(whole(x))) if eqx.is_array(x) else x, variables)
+
+    def parts(self, slots: int) -> dict[Any, slice]:
+        """Which of so many slots lie on which device of this process."""
+        found: Any = self.sharding(self.over_samples).addressable_devices_indices_map((slots,))
+        return {device: index[0] for device, index in found.items()}
+
+    def owned(self, batches: Batches) -> list[int]:
+        """The shards of batches that lie on devices of this process."""
+        places = [part.start for part in self.parts(self.size).values()]
+        return batches.owned(self.size, sorted(place or 0 for place in places))
+
+    def assemble(self, pieces: list[PyTree], slots: int) -> PyTree:
+        """Arrays over all devices, of one piece for each of `parts`."""
+        devices, sharding = self.parts(slots), self.sharding(self.over_samples)
+
+        def of_leaves(*leaves: np.ndarray) -> Array:
+            arrays = [jax.device_put(x, device) for x, device in zip(leaves, devices, strict=True)]
+            return jax.make_array_from_single_device_arrays((slots, *leaves[0].shape[1:]), sharding, arrays)
+
+        return jax.tree.map(of_leaves, *pieces)
+
+    def _stored(self, x: Any) -> NamedSharding:
+        divides = ATOMS in self.axes and x.ndim >= 2 and x.shape[0] % self.mesh.shape[ATOMS] == 0
+        return self.sharding(PartitionSpec(ATOMS) if divides else self.everywhere)
+
+    def _put(self, x: Any, sharding: NamedSharding) -> Array:
+        # Every process holds the whole, and puts down its own part.
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def sum_over(axes: tuple[str, ...], values: T) -> T:
+    """The sum over the devices of a mesh, in one reduction for each dtype, whatever `values` consists of."""
+    leaves, structure = jax.tree.flatten(values)
+    sums: list[Any] = [None] * len(leaves)
+    for dtype in dict.fromkeys(x.dtype for x in leaves):
+        same = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+        total = jax.lax.psum(jnp.concatenate([jnp.ravel(leaves[i]) for i in same]), axes)
+        parts = jnp.split(total, np.cumsum([leaves[i].size for i in same])[:-1])
+        for i, part in zip(same, parts, strict=True):
+            sums[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, sums)
