@@ -41,6 +41,7 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
     init: str | np.ndarray
     random_state: int | np.random.RandomState | None
     verbose: bool
+    mesh: int | None
     dictionary_: np.ndarray
     usage_: np.ndarray
     history_: dict[str, np.ndarray]
@@ -110,7 +111,7 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
         batch_size = None if self.batch_size is None or self.batch_size >= len(X) else int(self.batch_size)
         per_epoch = 1 if batch_size is None else -(-len(X) // batch_size)
         num_steps, every = int(self.max_iter) * per_epoch, EPOCHS * per_epoch
-        trainer = Trainer(problem, cosine_adam(learning_rate, num_steps, X.dtype), batch_size)
+        trainer = Trainer(problem, cosine_adam(learning_rate, num_steps, X.dtype), batch_size, mesh=self.mesh)
         fitted = trainer.fit(
             data,
             num_steps,

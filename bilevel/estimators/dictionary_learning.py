@@ -26,6 +26,8 @@ class DictionaryLearning(AbstractDictionaryEstimator):
     - `batch_size`: samples a step; None is all of them. `learning_rate`: of Adam, falling to zero along a cosine.
     - `init`: `"svd"` (the top right singular vectors), `"random"` or `"k-means++"` samples, or an array.
     - `random_state`, `verbose`: as everywhere in scikit-learn; `verbose` shows a progress bar.
+    - `mesh`: the number of devices among which the samples of a batch are shared out in training, as by
+      `bilevel.Trainer`; None is no mesh. (A number, not a `jax.sharding.Mesh`: that cannot be copied, as `clone` does.)
 
     **Attributes:** `dictionary_` (components, features); `usage_`, how many training samples use each atom;
     `dead_atoms_`, the atoms that none does; `history_`, `n_iter_`, `n_features_in_`.
@@ -49,6 +51,7 @@ class DictionaryLearning(AbstractDictionaryEstimator):
         init: str | np.ndarray = "svd",
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
+        mesh: int | None = None,
     ):
         self.n_components = n_components
         self.l1 = l1
@@ -60,6 +63,7 @@ class DictionaryLearning(AbstractDictionaryEstimator):
         self.init = init
         self.random_state = random_state
         self.verbose = verbose
+        self.mesh = mesh
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the dictionary from samples X (samples, features); y is ignored."""

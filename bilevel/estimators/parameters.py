@@ -62,6 +62,7 @@ _WANTED = {
     "learning_rate": (_is_positive, "finite and positive"),
     "random_state": (_is_seed, "None, a whole number from 0 to 2**32 - 1, or a numpy.random.RandomState"),
     "normalize": (_is_flag, "True or False"),
+    "mesh": (_is_whole_or_none, "a whole number of devices, at least 1, or None"),
     "verbose": (_is_flag, "True or False"),
     "l1_ratio": (_is_ratio_or_none, "above 0 and at most 1, or None to choose l1 and l2 both"),
     "per_feature": (_is_flag, "True or False"),

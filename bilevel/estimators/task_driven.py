@@ -47,6 +47,8 @@ class AbstractTaskDriven(AbstractDictionaryEstimator):
     - `init`: `"svd"` (the top right singular vectors), `"random"` or `"k-means++"` samples; or an array, a
       dictionary with which the joint stage begins at once.
     - `random_state`, `verbose`: as everywhere in scikit-learn; `verbose` shows a progress bar.
+    - `mesh`: the number of devices among which the samples of a batch are shared out in training, as by
+      `bilevel.Trainer`; None is no mesh. (A number, not a `jax.sharding.Mesh`: that cannot be copied, as `clone` does.)
 
     **Attributes:** `dictionary_` (components, features); `unsupervised_dictionary_`, where the joint stage began;
     `coef_`, `intercept_`, the head; `usage_`, how many training samples use each atom; `dead_atoms_`, the atoms that
@@ -77,6 +79,7 @@ class AbstractTaskDriven(AbstractDictionaryEstimator):
         init: str | np.ndarray = "svd",
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
+        mesh: int | None = None,
     ):
         self.n_components = n_components
         self.l1 = l1
@@ -89,6 +92,7 @@ class AbstractTaskDriven(AbstractDictionaryEstimator):
         self.init = init
         self.random_state = random_state
         self.verbose = verbose
+        self.mesh = mesh
 
     @abc.abstractmethod
     def _solve_head(self, codes: np.ndarray, targets: np.ndarray) -> Head:

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from bilevel.core import tree
@@ -39,6 +40,15 @@ def check_data(name: str, problem: BilevelProblem, data: PyTree) -> None:
     inexact = [(f"{name}{jax.tree_util.keystr(path)}", x) for path, x in leaves if eqx.is_inexact_array(x)]
     raise_where_violated(finite(path, x) for path, x in inexact)
     problem.variables.objective.check_data(problem.inner_data(data))
+
+
+def check_finite_in_memory(name: str, data: PyTree) -> None:
+    """Finite, as `check_data` asks for, but without bringing the data to a device."""
+    for path, x in jax.tree_util.tree_leaves_with_path(data):
+        count = int(np.sum(~np.isfinite(x))) if np.issubdtype(x.dtype, np.inexact) else 0
+        if count:
+            where = f"`{name}{jax.tree_util.keystr(path)}`"
+            raise ValueError(f"{where} has {count} entries that are NaN or infinite. Remove or impute them.")
 
 
 def check_batches(problem: BilevelProblem, data: PyTree, batch_size: int | None) -> None:

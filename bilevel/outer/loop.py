@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from tqdm import tqdm
 
 from bilevel.outer.problem import Variables
@@ -37,7 +38,9 @@ def train(
 ) -> Fitted:
     """Steps, in chunks, until `num_steps` are taken; see `Trainer.fit`."""
     label = progress if isinstance(progress, str) else "training"
-    with tqdm(total=num_steps, initial=record.taken, desc=label, disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=num_steps, initial=record.taken, desc=label, disable=not progress or jax.process_index() > 0, leave=False
+    ) as bar:
         while record.taken < num_steps and not record.ended(patience):
             # Looks fall on the same steps in a run that was resumed.
             count = min(chunk - record.taken % chunk, num_steps - record.taken)

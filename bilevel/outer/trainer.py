@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PyTree, Scalar
 
 from bilevel.core import tree
@@ -18,6 +17,7 @@ from bilevel.outer.checks import (
     check_batches,
     check_count,
     check_data,
+    check_finite_in_memory,
     check_function,
     check_key,
     check_like,
@@ -40,10 +40,6 @@ from bilevel.solvers import AbstractSolver
 LOOKS = 20
 
 
-def _mesh(mesh: Mesh | DeviceMesh | None) -> DeviceMesh | None:
-    return mesh if mesh is None or isinstance(mesh, DeviceMesh) else DeviceMesh(mesh)
-
-
 class Trainer(eqx.Module):
     """Stochastic (projected) hypergradient descent on a `BilevelProblem`.
 
@@ -60,7 +56,8 @@ class Trainer(eqx.Module):
     - `warm_start`: whether each inner solve starts from its last solution. Where samples are independent, one solution
       is kept for each sample: as many bytes as the solution of all the data. A path keeps them in a file, for data
       that come from disk or go to a mesh.
-    - `mesh`: a `jax.sharding.Mesh` with an axis `"data"`, among whose devices the samples of each batch are shared out.
+    - `mesh`: a `jax.sharding.Mesh` with an axis `"data"`, among whose devices the samples of each batch are shared out;
+      a number is that of devices.
       They solve and differentiate their inner problems by themselves, and add up their gradients, once a step. So
       samples must be independent, and the outer loss a mean over them, plus terms of the variables alone. A second
       axis, `"atoms"`, stores matrices of the variables in rows, where a device has not the memory to keep a large
@@ -78,7 +75,7 @@ class Trainer(eqx.Module):
     solver: AbstractSolver | None = eqx.field(converter=tree.to_arrays, default=None)
     diff: AbstractDifferentiation = Implicit()
     warm_start: bool | str | Path = True
-    mesh: DeviceMesh | None = eqx.field(converter=_mesh, default=None, kw_only=True)
+    mesh: DeviceMesh | None = eqx.field(converter=DeviceMesh.of, default=None, kw_only=True)
     shards: int | None = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self):
@@ -110,7 +107,8 @@ class Trainer(eqx.Module):
         state, rows = self._next_rows(state, data)
         batch = data if rows is None else jax.tree.map(lambda x: x[rows], data)
         start = self._warm_start_of(state, rows)
-        variables, memory, params, metrics = self._update(state.variables, state.optimizer, batch, start, None)
+        alone = dataclasses.replace(self, mesh=None)
+        variables, memory, params, metrics = alone._update(state.variables, state.optimizer, batch, start, None)
         warm_start = self._store(state, rows, params)
         if rows is not None:
             suspect = jnp.where(metrics.suspect < 0, -1, rows[metrics.suspect]).astype(jnp.int32)
@@ -224,9 +222,13 @@ class Trainer(eqx.Module):
             if self.batch_size is not None:
                 raise ValueError(f"`batch_size` is {self.batch_size}, but a loader makes the batches: pass None.")
             first = tree.to_arrays(next_of(iterator_of(data), 0))
-        elif is_on_disk(data):
+        elif self._is_fed(data):
+            # It may be more than a device has room for, or than anyone wants to read before training.
             check_batches(self.problem, shapes_of(data), self.batch_size)
-            first = tree.to_arrays(take(data, np.arange(min(num_samples(data), self.batch_size or num_samples(data)))))
+            size = num_samples(data)
+            first = tree.to_arrays(take(data, np.arange(min(size, self.batch_size or size))))
+            if not is_on_disk(data):
+                check_finite_in_memory("data", data)
         else:
             first = data = tree.to_arrays(data)
             check_batches(self.problem, shapes_of(data), self.batch_size)

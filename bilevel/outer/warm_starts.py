@@ -88,7 +88,9 @@ def allocate(shapes: PyTree, samples: int, path: Path | None) -> PyTree:
         shape = (samples, *x.shape[1:])
         if path is None:
             return np.zeros(shape, x.dtype)
-        file = path if index == 0 else path.with_name(f"{path.stem}_{index}{path.suffix}")
+        # A file for each array, and for each process, of which every one writes what its own samples need.
+        number = f".{index}.{jax.process_index()}" if index or jax.process_index() else ""
+        file = path.with_name(f"{path.stem}{number}{path.suffix}")
         file.parent.mkdir(parents=True, exist_ok=True)
         return np.lib.format.open_memmap(file, "w+", x.dtype, shape)
 

@@ -1,6 +1,6 @@
 """A mesh of devices, over which samples and, where they are many, atoms are sharded."""
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -27,10 +27,23 @@ class DeviceMesh(eqx.Module):
 
     mesh: Mesh = eqx.field(static=True)
 
+    @classmethod
+    def of(cls, mesh: "Mesh | DeviceMesh | int | None") -> "DeviceMesh | None":
+        """That of a mesh, or of so many devices; None is none."""
+        if mesh is None or isinstance(mesh, DeviceMesh):
+            return mesh
+        if isinstance(mesh, Mesh) or not isinstance(mesh, int) or isinstance(mesh, bool):
+            return cls(cast(Mesh, mesh))
+        devices = jax.devices()
+        if not 1 <= mesh <= len(devices):
+            raise ValueError(f"`mesh` asks for {mesh} devices; there are {len(devices)}.")
+        return cls(Mesh(np.asarray(devices[:mesh]), (DATA,)))
+
     def __init__(self, mesh: Mesh):
         if not isinstance(mesh, Mesh):
             raise ValueError(
-                f'`mesh` must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ("data",)), got {mesh!r}.'
+                '`mesh` must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ("data",)), or a number of devices, '
+                f"got {mesh!r}."
             )
         if not {DATA} <= set(mesh.axis_names) <= {DATA, ATOMS}:
             raise ValueError(f'`mesh` must have the axis "data" and at most one other, "atoms", got {mesh.axis_names}.')
