@@ -25,6 +25,10 @@ class Fed(NamedTuple):
 class Feed(Protocol):
     """Gives a training its batches, step after step."""
 
+    def begin(self, key: Key[Array, ""]) -> None:
+        """Draw what is random from this key."""
+        ...
+
     def at(self, step: int) -> Fed:
         """The batch of this step."""
         ...
@@ -43,22 +47,25 @@ class Feed(Protocol):
 
 
 class ArrayFeed:
-    """Batches of arrays in memory or on disk, in an order drawn from `key`; without one, all samples in theirs.
+    """Batches of arrays in memory or on disk; `shuffled`, or all samples in their order.
 
     Each process reads what its own devices need; from disk, ahead of time.
     """
 
-    def __init__(self, data: PyTree, batches: Batches, mesh: DeviceMesh | None, key: Key[Array, ""] | None, dtype: Any):
-        self._data, self._batches, self._mesh, self._key = data, batches, mesh, key
+    def __init__(self, data: PyTree, batches: Batches, mesh: DeviceMesh | None, shuffled: bool, dtype: Any):
+        self._data, self._batches, self._mesh, self._shuffled = data, batches, mesh, shuffled
         self._layout = batches.layout(1 if mesh is None else mesh.size)
         weights = np.where(self._layout >= 0, 1 / batches.batch_size, 0).astype(dtype)
         self._weights = self.put(weights, np.arange(len(weights))) if np.any(weights == 0) else None
         # A slot without a sample is filled with that of another on its device, or else the last.
         parts = self._layout.reshape(1 if mesh is None else mesh.size, -1)
         self._filled = np.where(parts >= 0, parts, np.where(parts[:, :1] >= 0, parts[:, :1], batches.batch_size - 1))
-        self._order = functools.lru_cache(maxsize=2)(self._draw)
-        self._reading: tuple[int, Iterator[Any]] | None = None
         self._whole: Fed | None = None
+
+    def begin(self, key: Key[Array, ""]) -> None:
+        """Draw orders from this key."""
+        self._order = functools.lru_cache(maxsize=2)(lambda epoch: np.asarray(self._batches.order(key, epoch)))
+        self._reading: tuple[int, Iterator[Any]] | None = None
 
     def at(self, step: int) -> Fed:
         """The batch of this step."""
@@ -66,20 +73,17 @@ class ArrayFeed:
             return self._whole
         rows, pieces = self._read_ahead(step) if is_on_disk(self._data) else self._read(step)
         fed = Fed(self._assemble(pieces), rows, self._weights)
-        if self._key is None:
+        if not self._shuffled:
             self._whole = fed
         return fed
 
     def order(self, step: int) -> Array:
         """The order of the epoch in which this many steps end; empty for batches of all samples."""
-        if self._key is None:
+        if not self._shuffled:
             return jnp.arange(0, dtype=jnp.int32)
-        batches = self._batches
-        return (
-            jnp.asarray(self._order((step - 1) // batches.steps_per_epoch))
-            if step
-            else jnp.arange(batches.num_samples, dtype=jnp.int32)
-        )
+        if step == 0:
+            return jnp.arange(self._batches.num_samples, dtype=jnp.int32)
+        return jnp.asarray(self._order((step - 1) // self._batches.steps_per_epoch))
 
     def position(self) -> None:
         """A step says it all."""
@@ -91,15 +95,12 @@ class ArrayFeed:
         """The entries of these samples, on the devices; of none, whatever there is."""
         return self._assemble([array[np.maximum(rows[part], 0)] for part in self._parts()])
 
-    def _draw(self, epoch: int) -> Int[np.ndarray, " samples"]:
-        if self._key is None:
-            return np.arange(self._batches.num_samples)
-        return np.asarray(self._batches.order(self._key, epoch))
-
     def _read(self, step: int) -> tuple[Int[np.ndarray, " slots"], list[PyTree]]:
         """The rows of a step, and the samples for each device of this process."""
         epoch, place = divmod(step, self._batches.steps_per_epoch)
-        samples = self._order(epoch)[np.asarray(self._batches.places(place))]
+        samples = np.asarray(self._batches.places(place))
+        if self._shuffled:
+            samples = self._order(epoch)[samples]
         filled = samples[self._filled.ravel()]
         rows = np.where(self._layout >= 0, filled, -1)
         return rows, [take(self._data, filled[part]) for part in self._parts()]
@@ -131,6 +132,9 @@ class LoaderFeed:
 
     def __init__(self, loader: Any, mesh: DeviceMesh | None):
         self._iterator, self._mesh = iterator_of(loader), mesh
+
+    def begin(self, key: Key[Array, ""]) -> None:
+        """What is random is the loader's."""
 
     def at(self, step: int) -> Fed:
         """The next batch."""

@@ -81,6 +81,7 @@ class FedRunner:
         moving = state.variables, state.optimizer
         self._moving = moving if self._mesh is None else self._mesh.place(moving)
         self._step, self._key, self._seen = int(state.step), state.key, None
+        self._feed.begin(state.key)
         self._starts = state.warm_start
         if state.variables.objective.samplewise and isinstance(self._feed, ArrayFeed):
             self._starts = WarmStarts.of(state.warm_start, self._feed.put)

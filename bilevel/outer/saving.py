@@ -13,6 +13,7 @@ from bilevel.outer.naming import filled, named
 from bilevel.outer.record import Record
 from bilevel.outer.runners import Runner
 from bilevel.outer.state import TrainingState
+from bilevel.outer.warm_starts import writable
 from bilevel.scale import Batches, CheckpointError, CheckpointFolder, Checkpoints, Rows, Saved
 
 
@@ -105,7 +106,7 @@ class Saver:
                     f"{facts[name]!r}, and is {value!r} now. Pass what it was, or another directory."
                 )
         state = runner.state
-        starts = jax.tree.map(np.array, state.warm_start) if self._by_sample else None
+        starts = jax.tree.map(writable, state.warm_start) if self._by_sample else None
         saved = self._folder.load(step, self._rows(starts))
         place = f"The checkpoint of step {step} in {self._folder.path}"
         variables, memory, key, number, whole = filled("state", self._whole(state), saved.arrays, place)

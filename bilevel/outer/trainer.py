@@ -269,8 +269,8 @@ class Trainer(eqx.Module):
             feed = LoaderFeed(data, self.mesh)
         else:
             in_memory = jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) else x, data)
-            key = None if self.batch_size is None else state.key
-            feed = ArrayFeed(in_memory, self._batches(shapes), self.mesh, key, tree.dtype(state.variables))
+            shuffled = self.batch_size is not None
+            feed = ArrayFeed(in_memory, self._batches(shapes), self.mesh, shuffled, tree.dtype(state.variables))
         trainer = self if self.mesh is None else self.mesh.place(self)
         return FedRunner(trainer._update, state, feed, self.mesh)
 

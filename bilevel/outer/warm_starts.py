@@ -35,7 +35,7 @@ class WarmStarts:
     @classmethod
     def of(cls, stored: PyTree, put: Put) -> "WarmStarts":
         """Those of a copy, unless they are on disk."""
-        return cls(jax.tree.map(_writable, stored), put)
+        return cls(jax.tree.map(writable, stored), put)
 
     def view(self) -> PyTree:
         """All solutions up to now. Not to be written to, and not kept: they go on changing."""
@@ -69,7 +69,8 @@ class WarmStarts:
         self._pending = None
 
 
-def _writable(array: Any) -> np.ndarray:
+def writable(array: Any) -> np.ndarray:
+    """A copy; of what is on disk, the file itself."""
     if isinstance(array, np.memmap) and array.filename is not None:
         return np.lib.format.open_memmap(array.filename, "r+")
     return np.array(array)
