@@ -8,8 +8,10 @@ only ever added at the ends, and a change that breaks it changes its major versi
 
 import ctypes
 import functools
+import re
 from collections.abc import Callable
 from ctypes import POINTER, c_char, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -78,8 +80,9 @@ def _handler(function: Callable[..., None]) -> Any:
             # Not a call, but the question which version of the interface this was made for.
             extension = ctypes.cast(frame.extension, POINTER(_Extension)).contents
             if extension.type == _METADATA:
-                version, known = extension.metadata.contents.version, frame.api.contents.version
-                version.major, version.minor = 0, known.minor
+                version = extension.metadata.contents.version
+                # Before JAX 0.9 XLA asks without naming its own.
+                version.major, version.minor = 0, frame.api.contents.version.minor if frame.api else _minor_version()
             return None
         try:
             function(*_arrays(frame.inputs), *_arrays(frame.outputs))
@@ -89,6 +92,12 @@ def _handler(function: Callable[..., None]) -> Any:
         return None
 
     return _Handler(handle)
+
+
+def _minor_version() -> int:
+    """That of the interface, from the header that comes with it."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    return int(re.findall(r"define XLA_FFI_API_MINOR (\d+)", header)[0])
 
 
 def _arrays(buffers: Any) -> list[np.ndarray]:
