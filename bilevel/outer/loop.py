@@ -12,13 +12,9 @@ from jaxtyping import Array, Int, PyTree, Scalar
 from tqdm import tqdm
 
 from bilevel.core import InnerSolveError
+from bilevel.outer.callbacks import Callbacks, History, begin, call
 from bilevel.outer.problem import Variables
 from bilevel.outer.state import StepMetrics, TrainingState
-
-History = dict[str, np.ndarray]
-
-#: Called between chunks with the state and the history so far; True ends training.
-Callback = Callable[[TrainingState, History], bool | None]
 
 #: One training step.
 Step = Callable[[TrainingState, PyTree], tuple[TrainingState, StepMetrics]]
@@ -48,12 +44,13 @@ def train(
     *,
     chunk: int,
     patience: int | None,
-    callback: Callback | None,
+    callback: Callbacks | None,
     progress: bool | str,
     throw: bool,
 ) -> Fitted:
     """`num_steps` times `step`, in chunks; see `Trainer.fit`."""
     record = _Record(validation, state)
+    callbacks = begin(callback, state)
     label = progress if isinstance(progress, str) else "training"
     with tqdm(total=num_steps, desc=label, disable=not progress, leave=False) as bar:
         while record.taken < num_steps:
@@ -67,7 +64,7 @@ def train(
                 record.raise_on_failed_validation()
             bar.update(count)
             bar.set_postfix(record.latest())
-            stop = callback is not None and callback(state, record.history())
+            state, stop = call(callbacks, state, record.history()) if callbacks else (state, False)
             if stop or (patience is not None and record.since_best >= patience):
                 break
     return Fitted(state.variables if validation is None else record.best_variables, state, record.history())
@@ -151,8 +148,8 @@ class _Record:
 
     def latest(self) -> dict[str, str]:
         """For the progress bar."""
-        validation = {"validation": f"{self.losses[-1]:.4f}"} if self.losses else {}
-        return {"loss": f"{self.metrics[-1]['loss'][-1]:.4f}", **validation}
+        validation = {"validation": f"{self.losses[-1]:.4g}"} if self.losses else {}
+        return {"loss": f"{self.metrics[-1]['loss'][-1]:.4g}", **validation}
 
     def history(self) -> History:
         history = {name: np.concatenate([m[name] for m in self.metrics]) for name in self.metrics[0]}

@@ -10,8 +10,9 @@ from jaxtyping import Array, Int, Key, PyTree, Scalar
 
 from bilevel.core import Solution, tree
 from bilevel.differentiation import AbstractDifferentiation, Implicit, argmin
+from bilevel.outer.callbacks import Callbacks, check_callbacks
 from bilevel.outer.checks import check_batches, check_count, check_data, check_function, check_key, check_like
-from bilevel.outer.loop import Callback, Fitted, Validation, train
+from bilevel.outer.loop import Fitted, Validation, train
 from bilevel.outer.problem import BilevelProblem, OuterLoss, Variables, number
 from bilevel.outer.state import StepMetrics, TrainingState
 from bilevel.solvers import AbstractSolver
@@ -103,7 +104,7 @@ class Trainer(eqx.Module):
         validation: PyTree = None,
         validation_loss: OuterLoss | None = None,
         patience: int | None = None,
-        callback: Callback | None = None,
+        callback: Callbacks | None = None,
         progress: bool | str = False,
         throw: bool = True,
     ) -> Fitted:
@@ -117,7 +118,8 @@ class Trainer(eqx.Module):
           twentieth of `num_steps` for full batches.
         - `validation`: data for the validation loss, which is the outer loss unless `validation_loss` is given; the
           variables that are best at it are kept. `patience` ends training after that many looks without a new best.
-        - `callback`: called at each look with the state and the history; returns True to stop.
+        - `callback`: a function, or a sequence of them, called at each look with the state and the history. It returns
+          True to stop, a state to go on from that, or None. `bilevel.monitors` has logs and more.
         - `progress`: whether to show a progress bar with the current losses; a string is its label.
         - `throw`: whether a refused step or a failed inner solve raises `InnerSolveError`, with its number and likely
           cause. With False, the history says it; a validation loss that cannot be had is NaN.
@@ -128,7 +130,7 @@ class Trainer(eqx.Module):
         check_count("num_steps", num_steps)
         check_count("every", every, optional=True)
         check_count("patience", patience, optional=True)
-        check_function("callback", callback)
+        check_callbacks(callback)
         check_function("validation_loss", validation_loss)
         if not isinstance(progress, bool | str):
             raise ValueError(f"`progress` must be True, False or a label, got {progress!r}.")
