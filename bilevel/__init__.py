@@ -32,6 +32,7 @@ from bilevel.outer import (
     Variables as Variables,
     compare_modes as compare_modes,
     hypergradient as hypergradient,
+    monitors as monitors,
 )
 from bilevel.scale import (
     CheckpointError as CheckpointError,

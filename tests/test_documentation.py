@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [path for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))) if BLOCK.search(path.read_text())]
-ROOMS = "objectives prox solvers estimators datasets plots studies".split()
+ROOMS = "objectives prox solvers outer.monitors estimators datasets plots studies".split()
 JAXOPT = "prox projection loss objective linear_solve implicit_diff isotonic perturbations".split()
 #: Between what two blocks print.
 MARK = "\x1e"

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from bilevel.datasets.packages import packaged_file, require_pillow
+from bilevel.core.packages import require
+from bilevel.datasets.packages import packaged_file
 
 #: The luma of ITU-R BT.601, by which JPEG and Pillow turn red, green and blue into gray, too.
 LUMA = (0.299, 0.587, 0.114)
@@ -69,7 +70,7 @@ def read_image(path: str | PathLike[str], dtype: type = np.float32) -> Float[np.
     Colors become gray by their luma, 0.299 red + 0.587 green + 0.114 blue; transparency is ignored; of several frames
     the first is read; images of floating numbers are left as they are.
     """
-    require_pillow()
+    require("PIL", "Image files are read by Pillow.", "data")
     from PIL import Image
 
     with Image.open(path) as file:

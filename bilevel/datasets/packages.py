@@ -19,9 +19,3 @@ def packaged_file(package: str, file: str, distribution: str, advice: str = "pip
             f"with: {advice}"
         )
     return path
-
-
-def require_pillow() -> None:
-    """Raise an `ImportError` that says how to install Pillow, unless it is there."""
-    if importlib.util.find_spec("PIL") is None:
-        raise ImportError("Image files are read by Pillow. Install it with: pip install 'bilevel[data]'")

@@ -19,6 +19,7 @@ from bilevel.estimators.initialization import initial_dictionary
 from bilevel.estimators.optimizer import cosine_adam
 from bilevel.objectives import SparseCoding
 from bilevel.outer import BilevelProblem, Constrained, Trainer, Variables
+from bilevel.outer.monitors.reseeding import reseeded
 from bilevel.outer.problem import OuterLoss
 from bilevel.prox import UnitBall
 
@@ -78,19 +79,16 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
     def _learn_dictionary(self, X: np.ndarray, learning_rate: float, random: np.random.RandomState) -> np.ndarray:
         """Learn a dictionary for the samples alone; returns their codes.
 
-        An atom that no sample uses has no gradient and would stay dead. Where there are such, they become the samples
-        that are reconstructed worst, and training begins anew, twice at most.
+        An atom that no sample uses has no gradient and would stay dead. Where there are such, they become residuals of
+        the samples that are reconstructed worst, and training begins anew, twice at most.
         """
         start = self._first_dictionary(X, random)
         codes = self._train(reconstruction_loss, start, None, (X,), learning_rate, random)
         for _ in range(2):
             residuals = X - codes @ self.dictionary_
-            dead = self.dead_atoms_[: len(X)]
-            worst = np.argsort(-np.linalg.norm(residuals, axis=1))[: len(dead)]
-            if not np.any(residuals[worst]):
+            start, replaced = reseeded(self.dictionary_, self.usage_ == 0, residuals, self.l1)
+            if not np.any(replaced):
                 break
-            start = self.dictionary_.copy()
-            start[dead] = residuals[worst]
             start = initial_dictionary(X, len(start), start, random)
             codes = self._train(reconstruction_loss, start, None, (X,), learning_rate, random)
         return codes

@@ -1,5 +1,6 @@
 """Floor 5: bilevel problems and how they are trained."""
 
+from bilevel.outer import monitors as monitors
 from bilevel.outer.comparison import ModeComparison as ModeComparison, compare_modes as compare_modes
 from bilevel.outer.hypergradient import Hypergradient as Hypergradient, hypergradient as hypergradient
 from bilevel.outer.loop import Fitted as Fitted

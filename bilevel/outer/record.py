@@ -85,8 +85,8 @@ class Record:
 
     def latest(self) -> dict[str, str]:
         """For the progress bar."""
-        validation = {"validation": f"{self.losses[-1]:.4f}"} if self.losses else {}
-        return {"loss": f"{self.metrics[-1]['loss'][-1]:.4f}", **validation}
+        validation = {"validation": f"{self.losses[-1]:.4g}"} if self.losses else {}
+        return {"loss": f"{self.metrics[-1]['loss'][-1]:.4g}", **validation}
 
     def history(self) -> History:
         history = {name: np.concatenate([m[name] for m in self.metrics]) for name in self.metrics[0]}

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree, Scalar
 
 from bilevel.core import tree
 from bilevel.differentiation import AbstractDifferentiation, Implicit, argmin
+from bilevel.outer.callbacks import Callbacks, check_callbacks
 from bilevel.outer.checks import (
     check_batches,
     check_count,
@@ -26,7 +27,7 @@ from bilevel.outer.checks import (
 )
 from bilevel.outer.evaluation import evaluator, sharded_evaluator
 from bilevel.outer.feeds import ArrayFeed, LoaderFeed, iterator_of, next_of
-from bilevel.outer.loop import Callback, Fitted, train
+from bilevel.outer.loop import Fitted, train
 from bilevel.outer.problem import BilevelProblem, OuterLoss, Variables, number
 from bilevel.outer.record import Record, Validation
 from bilevel.outer.runners import CompiledRunner, FedRunner, Runner
@@ -155,7 +156,7 @@ class Trainer(eqx.Module):
         validation: PyTree = None,
         validation_loss: OuterLoss | None = None,
         patience: int | None = None,
-        callback: Callback | None = None,
+        callback: Callbacks | None = None,
         progress: bool | str = False,
         checkpoint: str | Path | Checkpoints | None = None,
         resume: bool | int = False,
@@ -172,7 +173,8 @@ class Trainer(eqx.Module):
           epoch, and a twentieth of `num_steps` for full batches and loaders.
         - `validation`: data for the validation loss, which is the outer loss unless `validation_loss` is given; the
           variables that are best at it are kept. `patience` ends training after that many looks without a new best.
-        - `callback`: called at each look with the state and the history; returns True to stop.
+        - `callback`: a function, or a sequence of them, called at each look with the state and the history. It returns
+          True to stop, a state to go on from that, or None. `bilevel.monitors` has logs and more.
         - `progress`: whether to show a progress bar with the current losses; a string is its label.
         - `checkpoint`: where training is saved, at looks and at its end, and when the process is asked to end by
           SIGTERM, which then raises `SystemExit`: a path, or `Checkpoints`, which says how often and how many are kept.
@@ -191,7 +193,7 @@ class Trainer(eqx.Module):
         check_count("num_steps", num_steps)
         check_count("every", every, optional=True)
         check_count("patience", patience, optional=True)
-        check_function("callback", callback)
+        check_callbacks(callback)
         check_function("validation_loss", validation_loss)
         check_options(progress, on_failure, checkpoint, resume)
         if validation is None and (patience is not None or validation_loss is not None):

@@ -4,9 +4,11 @@ import pytest
 
 from bilevel.estimators import base, energy_autoencoder
 from bilevel.outer import runners, trainer
+from bilevel.outer.monitors import reseeding, sparsity
 from tests.compiling import compiled
 
 PROGRAMS = ((runners, "_run_chunk"), (trainer, "_start_jit"), (trainer, "_validate"), (base, "_encode"))
+PROGRAMS += ((sparsity, "_solve"), (reseeding, "_explain"))
 PROGRAMS += tuple((energy_autoencoder, name) for name in ("_alternate", "_code", "_fit_to"))
 
 
