@@ -22,12 +22,12 @@ def begin(
     batches: Batches,
     data: PyTree,
     key: Key[Array, ""],
+    shuffled: bool,
     warm_start: bool | str | Path,
 ) -> TrainingState:
     """As `Trainer.init`; where inner solves start is found batch by batch, too."""
     variables = problem.project(problem.variables)
     memory = optimizer.init(problem.split(variables)[0])
-    shuffled = not is_loader(data) and batches.batch_size < batches.num_samples
     order = jnp.arange(batches.num_samples if shuffled else 0, dtype=jnp.int32)
     init = lambda batch: variables.objective.init(problem.inner_data(tree.to_arrays(batch)))
     if warm_start is False or (is_loader(data) and variables.objective.samplewise):

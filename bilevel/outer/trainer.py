@@ -99,7 +99,7 @@ class Trainer(eqx.Module):
         check_key(key)
         data, shapes = self._prepared(data)
         if self._is_fed(data):
-            return begin(self.problem, self.optimizer, self._batches(shapes), data, key, self.warm_start)
+            return self._begin_fed(data, shapes, key, self.warm_start)
         return _start_jit(self, data, key)
 
     def step(self, state: TrainingState, data: PyTree) -> tuple[TrainingState, StepMetrics]:
@@ -232,6 +232,11 @@ class Trainer(eqx.Module):
             if not is_on_disk(data):
                 check_finite_in_memory("data", data)
         else:
+            if not isinstance(self.warm_start, bool):
+                raise ValueError(
+                    "`warm_start` is a path, but the data are in memory, and so are their solutions: pass True, or data "
+                    "on disk, or a mesh."
+                )
             first = data = tree.to_arrays(data)
             check_batches(self.problem, shapes_of(data), self.batch_size)
         check_data("data", self.problem, first)
@@ -258,11 +263,17 @@ class Trainer(eqx.Module):
         if not isinstance(state, TrainingState):
             raise ValueError(f"`state` must be a TrainingState, got {type(state).__name__}.")
         if self._is_fed(data):
-            wanted = begin(self.problem, self.optimizer, self._batches(shapes), data, state.key, False)
+            wanted = self._begin_fed(data, shapes, state.key, False)
             check_like("state", wanted, dataclasses.replace(state, warm_start=None))
         else:
             check_like("state", eqx.filter_eval_shape(_start, self, data, state.key), state)
         return state
+
+    def _begin_fed(
+        self, data: PyTree, shapes: PyTree, key: Key[Array, ""], warm_start: bool | str | Path
+    ) -> TrainingState:
+        shuffled = self.batch_size is not None
+        return begin(self.problem, self.optimizer, self._batches(shapes), data, key, shuffled, warm_start)
 
     def _runner(self, state: TrainingState, data: PyTree, shapes: PyTree, chunk: int) -> Runner:
         if not self._is_fed(data):
