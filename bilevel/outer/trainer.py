@@ -234,8 +234,8 @@ class Trainer(eqx.Module):
         else:
             if not isinstance(self.warm_start, bool):
                 raise ValueError(
-                    "`warm_start` is a path, but the data are in memory, and so are their solutions: pass True, or data "
-                    "on disk, or a mesh."
+                    "`warm_start` is a path, but the data are in memory, and so are their solutions: pass True, or "
+                    "data on disk, or a mesh."
                 )
             first = data = tree.to_arrays(data)
             check_batches(self.problem, shapes_of(data), self.batch_size)
