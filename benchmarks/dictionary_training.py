@@ -139,7 +139,7 @@ def without_task(quick: bool, repeats: int) -> Rows:
     calls: dict[tuple[str, float], Callable[[], Any]] = {}
     for epochs in (1, 5) if quick else (1, 2, 5, 10, 20, 50, 100):
         calls["bilevel", epochs] = lambda epochs=epochs: ours(problem, epochs)
-        if epochs <= 10:
+        if epochs <= 5:
             calls["scikit-learn", epochs] = lambda epochs=epochs: by_scikit_learn(problem, epochs)
         if spams is not None:
             calls["SPAMS", epochs] = lambda epochs=epochs: by_spams(spams, problem, epochs * per_epoch)
@@ -175,7 +175,7 @@ def run(quick: bool) -> Results:
         "dictionary training",
         {
             "Task-driven epochs": lambda: with_task(5 if quick else 60),
-            "Plain budgets": lambda: without_task(quick, 1 if quick else 5),
+            "Plain budgets": lambda: without_task(quick, 1 if quick else 3),
         },
     )
     figures = {
