@@ -9,10 +9,11 @@ differences of such solves confirm. Problem size varies at 300 steps.
 
 Programs are compiled ahead, without a cache; "compile" is the time of tracing and compiling. "Temporary" is the memory
 that the compiled program asks for beside its inputs and outputs (XLA's `memory_analysis`). Seconds are medians of runs
-that take turns, with half the distance between the quartiles as their spread. The first table compares at equal
-achieved error: for each way the cheapest run, among all numbers of steps measured, whose error is at most 1e-6 (quick:
-ridge and the support vector machine only).
-"Forward" is forward mode through the iterations, which serves one hyperparameter at a time.
+that take turns, with half the distance between the quartiles as their spread. LAPACK has one thread: where its threads
+wait for each other, small systems take many times as long, now and then. The first table compares at equal achieved
+error: for each way the cheapest run, among all numbers of steps measured, whose error is at most 1e-6 (quick: ridge and
+the support vector machine only). "Forward" is forward mode through the iterations, which serves one hyperparameter at a
+time.
 """
 
 import time
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import PyTree
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import bilevel as bl
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 O, S = bl.objectives, bl.solvers
-STEPS, TARGET = (10, 30, 100, 300, 1000, 3000), 1e-6
+STEPS, TARGET = (10, 100, 300, 1000, 3000), 1e-6
 #: The number of steps at which problem size varies.
 AT = 300
 #: The columns that a way which does not serve a problem leaves empty.
@@ -200,6 +202,7 @@ def compare(problem: Problem, key: dict[str, Any], steps: int, repeats: int, exa
     return rows
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def run(quick: bool) -> Results:
     repeats = 3 if quick else 7
     families, steps = (("ridge", "multiclass SVM"), (10, AT)) if quick else (tuple(FAMILIES), STEPS)
@@ -269,6 +272,9 @@ def draw(rows: Rows, across: str, quantities: tuple[str, ...]) -> "Figure":
             ax.plot([r[across] for r in mine], values, label=name, ls=LINES.get(name, "-"), **options)
         ax.set(xscale="log", yscale="log")
         ax.grid(alpha=0.3)
+        if across == "size":
+            ax.set_xticks(FAMILIES[family].sizes, map(str, FAMILIES[family].sizes))
+            ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         if i == 0:
             ax.set_title(family)
         if i == len(quantities) - 1:
