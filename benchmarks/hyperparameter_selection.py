@@ -170,20 +170,29 @@ def table(problem: Problem, found: dict[str, list[Trace]]) -> Rows:
     return [*rows, {"way": name, "evaluations": str(GRID_SIZE), **numbers, "loss at equal time": ""}]
 
 
+#: Losses closer to the least are drawn at this distance.
+FLOOR = 1e-6
+
+
 def draw_traces(found: dict[str, dict[str, list[Trace]]]) -> "Figure":
     """The best loss so far, above the best of all, by seconds."""
-    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), layout="constrained")
+    size = (1 + 3.6 * len(found), 3.9)
+    figure, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False, sharey=True)
     colors = {"hypergradients": "tab:red", "grid search": "tab:gray", "random search": "tab:blue"}
-    for ax, (title, ways) in zip(np.ravel(axes), found.items(), strict=True):
+    for ax, (title, ways) in zip(axes[0], found.items(), strict=True):
         least = min(run.best[-1] for runs in ways.values() for run in runs)
         for name, runs in ways.items():
+            options: dict[str, Any] = dict(lw=2.5, ms=7, zorder=3) if name == "hypergradients" else dict(lw=1, ms=4)
             for i, run in enumerate(runs):
-                above = np.maximum(run.best / least - 1, 1e-8)
-                ax.plot(run.seconds, above, color=colors[name], marker=".", ms=3, lw=1, label=None if i else name)
-        ax.set(xscale="log", yscale="log", title=title, xlabel="seconds")
-        ax.grid(alpha=0.3, which="both")
-    np.ravel(axes)[0].set_ylabel("loss above the least, relative")
-    np.ravel(axes)[0].legend(fontsize=8)
+                above = np.maximum(run.best / least - 1, FLOOR)
+                label = None if i else name if len(runs) == 1 else f"{name}, {len(runs)} seeds"
+                ax.plot(run.seconds, above, color=colors[name], marker=".", label=label, **options)
+        ax.set(yscale="log", title=title, xlabel="seconds")
+        ax.set_xlim(left=0)
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("loss above the least, relative")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

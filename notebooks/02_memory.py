@@ -143,15 +143,15 @@ for name, row in memory.items():
 # ## The figure
 #
 # Left, the memory. To the left of it constants rule: the data, and the linear system of the implicit way. Right, what
-# is had for it: the error of the gradient after as many steps.
+# is had for it: the error of the gradient after as many steps. (Checkpoints change nothing there: two lines are one.)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
 plot_costs(num_steps, memory, ax=left)
 left.set_ylim(0.1, 1.5 * memory["unrolled"].max() / 2**20)
 left.yaxis.set_minor_formatter("")
-for index, (name, row) in enumerate(errors.items()):
-    right.loglog(num_steps, np.maximum(row, 1e-16), lw=1.6, ms=5, label=name, **series(index))
+for index, (line, row) in enumerate(zip(left.get_lines(), errors.values(), strict=True)):
+    right.loglog(num_steps, np.maximum(row, 1e-16), lw=1.6, ms=5, ls=line.get_linestyle(), **series(index))
 right.set_xlabel("inner iterations")
 right.set_ylabel("relative error of the gradient")
 right.grid(alpha=0.3)

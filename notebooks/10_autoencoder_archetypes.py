@@ -106,8 +106,8 @@ plt.show()
 # Each pair is an atom, on the left, and on the right the weights with which the encoder foretells its code.
 
 # %%
-figure, ax = plt.subplots(figsize=(11, 8), layout="constrained")
-plots.plot_atoms(model.dictionary_, patches.patch_shape, beside=model.encoder_.T, ax=ax)
+figure, ax = plt.subplots(figsize=(9, 8.6), layout="constrained")
+plots.plot_atoms(model.dictionary_, patches.patch_shape, columns=10, beside=model.encoder_.T, ax=ax)
 ax.set_title(f"{atoms} atoms, each beside its weights in the encoder")
 plt.show()
 

@@ -21,6 +21,7 @@ import jaxopt.perturbations
 import pytest
 
 import bilevel as bl
+from tests.compiling import cheaply
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -48,7 +49,8 @@ def run(script: str, folder: Path) -> str:
     """What a script prints, in a process of its own: a reader has neither 64 bits nor strict promotion switched on."""
     path = folder / "page.py"
     path.write_text(script)
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=folder)
+    command = [sys.executable, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=cheaply())
     assert done.returncode == 0, done.stderr
     return done.stdout
 

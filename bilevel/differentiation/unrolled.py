@@ -18,6 +18,10 @@ class Unrolled(AbstractDifferentiation):
     want to learn: the error of an unrolled derivative lags behind that of the iterate, by a factor that grows with
     the number of steps.
 
+    A step 1/L that the solver takes from the objective is held constant, though L moves with a dictionary or a design:
+    in these leaves the derivative is not that of the values which an unfinished algorithm returns. What is left out
+    vanishes with convergence, as no solution depends on L. A solver's own `stepsize` is differentiated.
+
     **Arguments:**
 
     - `checkpoint`: whether reverse mode keeps about 2 √max_steps iterates only, and computes the others anew, for the

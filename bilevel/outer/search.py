@@ -42,7 +42,7 @@ def search(
     low, high = (np.broadcast_to(np.asarray(bound, np.float64), start.shape).ravel() for bound in (lower, upper))
     points, losses, gradients = [], [], []
 
-    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    def evaluate(flat: np.ndarray) -> None:
         if len(losses) >= max_steps:
             raise _Ended
         value, gradient = value_and_gradient(flat.reshape(start.shape))
@@ -51,14 +51,22 @@ def search(
         gradients.append(np.asarray(gradient, np.float64))
         if not (np.isfinite(losses[-1]) and np.all(np.isfinite(gradients[-1]))):
             raise _Ended
-        unit = abs(losses[0]) or 1.0
+
+    def in_units(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        if not np.array_equal(flat, points[-1].ravel()):
+            evaluate(flat)
         return losses[-1] / unit, gradients[-1].ravel() / unit
 
-    options: dict[str, Any] = dict(ftol=tol, gtol=tol, maxiter=max_steps)
     try:
         first = np.clip(start.ravel(), low, high)
+        evaluate(first)
+        # The first step of L-BFGS is the gradient. In these units its largest coordinate is at least 1; were it
+        # shorter, it could lower the loss by less than `tol` far from any minimum.
+        scale = abs(losses[0]) or 1.0
+        unit = min(scale, float(np.max(np.abs(gradients[0])))) or scale
+        options: dict[str, Any] = dict(ftol=tol, gtol=tol * scale / unit, maxiter=max_steps)
         minimize(
-            evaluate, first, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)), options=options
+            in_units, first, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)), options=options
         )
     except _Ended:
         pass

@@ -32,7 +32,9 @@ def test_is_implicit_at_convergence(member: Member, problem: Problem):
 FEW = 4
 
 
-def after_few_steps(start: jax.Array, stepsize: jax.Array, X: jax.Array, diff: bl.AbstractDifferentiation) -> jax.Array:
+def after_few_steps(
+    start: jax.Array, stepsize: jax.Array | None, X: jax.Array, diff: bl.AbstractDifferentiation
+) -> jax.Array:
     solver = bl.solvers.GradientDescent(max_steps=FEW, stepsize=stepsize)
     init = bl.objectives.LinearModel(start)
     y = RIDGE.data[1]
@@ -67,6 +69,21 @@ def test_derivatives_reach_the_start_the_stepsize_and_the_data(index: int):
     assert np.linalg.norm(pushed) > 1e-2
     assert error(pushed, *differences) <= 1e-7
     assert error(jnp.vdot(pulled[index], directions[index]), jnp.vdot(cotangent, pushed)) <= 1e-10
+
+
+def test_a_step_that_the_objective_gives_is_held_constant():
+    start, _, X = INPUTS
+    known = 1 / RIDGE.objective.lipschitz((X, RIDGE.data[1]))
+
+    @compiled
+    def along(stepsize: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return jax.jvp(lambda X: after_few_steps(start, stepsize, X, bl.Unrolled()), (X,), DIRECTIONS[2:])
+
+    (at, moves), (at_given, moves_by_given) = along(None), along(known)
+    assert error(at, at_given) <= 1e-12 and error(moves, moves_by_given) <= 1e-10
+    # What the algorithm returns moves otherwise, as its step does.
+    beside = [run((start, None, X + step * DIRECTIONS[2])) for step in (-1e-5, 1e-5)]
+    assert error((beside[1] - beside[0]) / 2e-5, moves) > 1e-3
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 9])
