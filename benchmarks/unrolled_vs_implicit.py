@@ -273,7 +273,8 @@ def draw(rows: Rows, across: str, quantities: tuple[str, ...]) -> "Figure":
         ax.set(xscale="log", yscale="log")
         ax.grid(alpha=0.3)
         if across == "size":
-            ax.set_xticks(FAMILIES[family].sizes, map(str, FAMILIES[family].sizes))
+            sizes = sorted({row["size"] for row in rows if row["problem"] == family})
+            ax.set_xticks(sizes, [str(size) for size in sizes])
             ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         if i == 0:
             ax.set_title(family)

@@ -58,8 +58,9 @@ QUICK = bool(os.environ.get("BILEVEL_QUICK"))
 # The strength $\lambda = e^{\alpha}$ of the Lasso is chosen by the mean squared error on $K$ held-out folds:
 #
 # $$ \min_\alpha\; \frac1K \sum_k \frac{1}{n_k} \lVert X_k\, w_k^*(e^\alpha) - y_k \rVert^2 ,\qquad
-#    w_k^*(\lambda) = \arg\min_w \frac{1}{2n} \lVert X w - y \rVert^2 + \lambda \lVert w \rVert_1
-#    \ \text{ on the other folds.} $$
+#    w_k^*(\lambda) = \arg\min_w \frac{1}{2n} \lVert X w - y \rVert^2 + \lambda \lVert w \rVert_1 $$
+#
+# with the samples $X, y$ of the other folds.
 #
 # Here the equation above says $\mathrm{d}w^*_S / \mathrm{d}\lambda = -(X_S^\top X_S / n)^{-1}\,\mathrm{sign}(w_S^*)$:
 # one linear system with as many unknowns as there are features in use. First, the library's derivative of one fold

@@ -1,7 +1,6 @@
 """Compilation for tests: the same programs, compiled in a fifth of the time; and counted."""
 
 import collections
-import os
 from collections.abc import Callable
 
 import equinox as eqx
@@ -34,12 +33,6 @@ _CHEAP = _known(
 def compiled(function: Callable) -> Callable:
     """`eqx.filter_jit(function)`, compiled cheaply; not to be called within another `jit`."""
     return eqx.filter_jit(function, compiler_options=_CHEAP)
-
-
-def cheaply() -> dict[str, str]:
-    """The environment of a process that compiles cheaply."""
-    flags = [f"--{name}={str(value).lower()}" for name, value in _CHEAP.items()]
-    return {**os.environ, "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags])}
 
 
 _events: collections.Counter = collections.Counter()

@@ -21,7 +21,6 @@ import jaxopt.perturbations
 import pytest
 
 import bilevel as bl
-from tests.compiling import cheaply
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -49,8 +48,7 @@ def run(script: str, folder: Path) -> str:
     """What a script prints, in a process of its own: a reader has neither 64 bits nor strict promotion switched on."""
     path = folder / "page.py"
     path.write_text(script)
-    command = [sys.executable, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=cheaply())
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -9,8 +9,6 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.compiling import cheaply
-
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
 TEXTS = sorted(FOLDER.glob("*.py"))
@@ -27,7 +25,6 @@ def test_they_are_there_in_both_forms():
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
 def test_runs_in_quick_sizes(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BILEVEL_QUICK", "1")
-    monkeypatch.setenv("XLA_FLAGS", cheaply()["XLA_FLAGS"])
     # The kernel is a process of its own: it is to import this library, and to draw as a reader's does.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     monkeypatch.delenv("MPLBACKEND", raising=False)
