@@ -6,7 +6,13 @@ from bilevel.estimators import base, energy_autoencoder
 from bilevel.outer import runners, trainer
 from tests.compiling import compiled
 
-PROGRAMS = ((runners, "_run_chunk"), (trainer, "_start_jit"), (trainer, "_validate"), (base, "_encode"))
+PROGRAMS = (
+    (runners, "_run_chunk"),
+    (runners, "_run_step"),
+    (trainer, "_start_jit"),
+    (trainer, "_validate"),
+    (base, "_encode"),
+)
 PROGRAMS += tuple((energy_autoencoder, name) for name in ("_alternate", "_code", "_fit_to"))
 
 
