@@ -99,6 +99,9 @@ class CheckpointFolder:
         facts["digest"] = _digest(facts)
         filled = {name: x for name, x in arrays.items() if x.size}
         with self._explained(f"can't be written at step {step}"):
+            # Of a run that was left, to go on from an earlier step.
+            for later in (each for each in self.steps if each > (self.last_step or 0)):
+                self._manager.delete(later)
             save(self._manager, step, filled, saved.rows, facts, loss)
         self.begin(step)
 

@@ -44,6 +44,19 @@ def test_the_last_and_the_best_are_kept(folder):
     assert saving.steps == [2, 5, 6]
 
 
+def test_who_goes_on_from_an_earlier_step_leaves_the_later_ones_behind(folder):
+    saving = folder()
+    for step in (2, 4, 6):
+        saving.save(step, SAVED, None)
+    saving.finish()
+    going_on = folder()
+    going_on.begin(2)
+    assert going_on.steps == [2, 4, 6]
+    going_on.save(3, SAVED, None)
+    going_on.finish()
+    assert going_on.steps == [2, 3]
+
+
 def test_it_is_time_after_so_many_steps_or_minutes_or_at_every_look(folder, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
