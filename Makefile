@@ -20,11 +20,12 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n ))
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help env demo test lint types unit oldest bench notebooks pair docs lock clean
+.PHONY: help env demo test test-long lint types unit oldest bench notebooks pair docs lock clean
 
 help:
 	@echo "make demo   task-driven dictionary learning on handwritten digits, into out/demo/"
 	@echo "make test   lint, types, architecture and unit tests"
+	@echo "make test-long  the same, with the tests that take minutes: processes, kills, data larger than memory"
 	@echo "make env    the environment alone, in $(VENV)"
 	@echo "make oldest the unit tests on the oldest supported dependencies"
 	@echo "make bench  the benchmarks in their quick sizes, against SPAMS, scikit-learn and JAXopt, into $(BENCH_OUT)/"
@@ -62,6 +63,9 @@ types: env
 
 unit: env
 	$(RUN) -m pytest -n $(WORKERS)
+
+test-long: lint types
+	$(RUN) -m pytest -n $(WORKERS) -m "" --durations 20
 
 # The oldest versions that pyproject.toml admits, resolved anew. SciPy stays new: scikit-learn bounds it.
 .venv-oldest/.installed: pyproject.toml | $(UV)

@@ -39,9 +39,9 @@ class Checkpoints:
     def __post_init__(self):
         if not isinstance(self.directory, str | Path):
             raise ValueError(f"`directory` must be a path, got {self.directory!r}.")
-        for name, value, least in (("every", self.every, 1), ("keep", self.keep, 1)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ValueError(f"`{name}` must be a Python int of at least {least}, got {value!r}.")
+        for name, value in (("every", 1 if self.every is None else self.every), ("keep", self.keep)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a Python int of at least 1, got {value!r}.")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"`minutes` must be positive, got {self.minutes!r}.")
 
@@ -99,6 +99,9 @@ class CheckpointFolder:
         facts["digest"] = _digest(facts)
         filled = {name: x for name, x in arrays.items() if x.size}
         with self._explained(f"can't be written at step {step}"):
+            # Of a run that was left, to go on from an earlier step.
+            for later in (each for each in self.steps if each > (self.last_step or 0)):
+                self._manager.delete(later)
             save(self._manager, step, filled, saved.rows, facts, loss)
         self.begin(step)
 

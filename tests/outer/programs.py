@@ -7,8 +7,8 @@ from bilevel.outer import runners, trainer
 from bilevel.outer.monitors import reseeding, sparsity
 from tests.compiling import compiled
 
-PROGRAMS = ((runners, "_run_chunk"), (trainer, "_start_jit"), (trainer, "_validate"), (base, "_encode"))
-PROGRAMS += ((sparsity, "_solve"), (reseeding, "_explain"))
+PROGRAMS = ((runners, "_run_chunk"), (runners, "_run_step"), (trainer, "_start_jit"), (trainer, "_validate"))
+PROGRAMS += ((base, "_encode"), (sparsity, "_solve"), (reseeding, "_explain"))
 PROGRAMS += tuple((energy_autoencoder, name) for name in ("_alternate", "_code", "_fit_to"))
 
 
