@@ -90,7 +90,10 @@ class CheckpointFolder:
         self.last_step, self._last_time = step, time.monotonic()
 
     def save(self, step: int, saved: Saved, loss: float | None) -> None:
-        """Begin to write; of the last save, wait until it is done."""
+        """Begin to write; of the last save, wait until it is done.
+
+        Those of later steps are removed: training went back to before them, and `resume=True` must not find them.
+        """
         from bilevel.scale.orbax_adapter import save
 
         arrays = {name: np.asarray(x) for name, x in saved.arrays.items()}
