@@ -31,6 +31,30 @@ def float_arrays(tree: T) -> T:
     return jax.tree.map(of_leaf, tree)
 
 
+def stored(x: Any) -> np.ndarray:
+    """An array as NumPy keeps it; of a random key, its data."""
+    return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+
+
+def restored(data: Any, like: Any) -> Array:
+    """An array of what `stored` made of one of the kind of `like`."""
+    return (
+        jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(like))
+        if _is_key(like)
+        else jnp.asarray(data)
+    )
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def numbers_to_arrays(tree: T) -> T:
+    """All numbers become arrays, whole ones too, so that a program can change them."""
+    is_number = lambda x: isinstance(x, int | float | np.number | np.ndarray) and not isinstance(x, bool)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)) if is_number(x) else x, tree)
+
+
 def dtype(tree: PyTree) -> Any:
     """The floating dtype that the inexact leaves of `tree` share (the widest, where they differ)."""
     leaves = [x.dtype for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]

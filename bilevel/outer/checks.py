@@ -11,8 +11,12 @@ from jaxtyping import PyTree
 
 from bilevel.core import tree
 from bilevel.core.requirements import finite, raise_where_violated
+from bilevel.outer.evaluation import losses
 from bilevel.outer.problem import BilevelProblem
 from bilevel.scale import Checkpoints
+
+#: Of how many samples the loss is compared with that of each.
+MOST_COMPARED = 64
 
 
 def check_count(name: str, value: Any, *, optional: bool = False) -> None:
@@ -39,6 +43,11 @@ def check_data(name: str, problem: BilevelProblem, data: PyTree) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(data)
     inexact = [(f"{name}{jax.tree_util.keystr(path)}", x) for path, x in leaves if eqx.is_inexact_array(x)]
     raise_where_violated(finite(path, x) for path, x in inexact)
+    check_shapes(problem, data)
+
+
+def check_shapes(problem: BilevelProblem, data: PyTree) -> None:
+    """Of shapes and dtypes that the inner problem takes."""
     problem.variables.objective.check_data(problem.inner_data(data))
 
 
@@ -87,22 +96,20 @@ def check_like(name: str, wanted: PyTree, value: PyTree) -> None:
 
 
 def check_mean(problem: BilevelProblem, data: PyTree) -> None:
-    """Whether the outer loss is a mean over samples: that of two is the mean of those of each.
+    """Whether the outer loss is a mean over samples: that of a batch is the mean of those of each alone.
 
-    Inner solutions are drawn at random, as none need be found for this.
+    For inner solutions drawn at random, as none need be found for this.
     """
-    variables = problem.variables
-    pick = lambda rows: jax.tree.map(lambda x: x[rows], data)
-    if len(jax.tree.leaves(data)[0]) < 2:
-        return
-    params = tree.pseudorandom_like(variables.objective.init(problem.inner_data(pick(slice(0, 2)))))
-    loss_of = lambda rows: problem.outer_loss(variables, jax.tree.map(lambda x: x[rows], params), pick(rows))
-    both, first, second = (loss_of(rows) for rows in (slice(0, 2), slice(0, 1), slice(1, 2)))
-    error, scale = jnp.abs(both - (first + second) / 2), jnp.abs(first) + jnp.abs(second)
-    if error > 1e3 * jnp.finfo(error.dtype).eps * scale:
+    size = len(jax.tree.leaves(data)[0])
+    some = jax.tree.map(lambda x: x[np.unique(np.linspace(0, size - 1, MOST_COMPARED).astype(int))], data)
+    params = tree.pseudorandom_like(problem.variables.objective.init(problem.inner_data(some)))
+    whole = problem.outer_loss(problem.variables, params, some)
+    each = losses(problem, problem.variables, params, some)
+    # What is not finite is seen to by the step that meets it.
+    if jnp.abs(whole - jnp.mean(each)) > 1e3 * jnp.finfo(each.dtype).eps * jnp.mean(jnp.abs(each)):
         raise ValueError(
             "`outer_loss` must be a mean over samples, plus terms of the variables alone, as a mesh shares them out: "
-            f"of two samples it is {both:.6g}, of each {first:.6g} and {second:.6g}."
+            f"of {len(each)} samples it is {whole:.6g}, and the mean of those of each alone is {jnp.mean(each):.6g}."
         )
 
 

@@ -73,7 +73,7 @@ def sharded_evaluator(
                 solution = problem.solve(variables, batch, init=start, throw=False, **options)
                 if weights is None:
                     return problem.outer_loss(variables, solution.params, batch) / mesh.size, solution
-                return jnp.sum(weights * _losses(problem, variables, solution.params, batch)), solution
+                return jnp.sum(weights * losses(problem, variables, solution.params, batch)), solution
 
             mine = _evaluate(loss_of, trained, rest, batch)
             return *sum_over(mesh.axes, (mine.loss, mine.gradient, _row_of_table(mesh, mine, batch))), mine.params
@@ -91,7 +91,7 @@ def sharded_evaluator(
     return evaluate
 
 
-def _losses(problem: BilevelProblem, variables: Variables, params: PyTree, batch: PyTree) -> Float[Array, " slots"]:
+def losses(problem: BilevelProblem, variables: Variables, params: PyTree, batch: PyTree) -> Float[Array, " slots"]:
     """The outer loss of each sample, as a batch of one."""
     batch_of_one = lambda values: jax.tree.map(lambda x: x[None], values)
     loss_of = lambda *sample: problem.outer_loss(variables, *map(batch_of_one, sample))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from bilevel.scale import Batches, DeviceMesh, is_on_disk, prefetched, take
+from bilevel.scale import Batches, DeviceMesh, is_on_disk, prefetched, take, whole
 
 
 class Fed(NamedTuple):
@@ -71,7 +71,7 @@ class ArrayFeed:
         """The batch of this step."""
         if self._whole is not None:
             return self._whole
-        rows, pieces = self._read_ahead(step) if is_on_disk(self._data) else self._read(step)
+        rows, pieces = self._read_ahead(step) if self._shuffled and is_on_disk(self._data) else self._read(step)
         fed = Fed(self._assemble(pieces), rows, self._weights)
         if not self._shuffled:
             self._whole = fed
@@ -103,6 +103,9 @@ class ArrayFeed:
             samples = self._order(epoch)[samples]
         filled = samples[self._filled.ravel()]
         rows = np.where(self._layout >= 0, filled, -1)
+        if self._mesh is None and not self._shuffled:
+            # There may be arrays among them that hold no samples, or others.
+            return rows, [whole(self._data)]
         return rows, [take(self._data, filled[part]) for part in self._parts()]
 
     def _read_ahead(self, step: int) -> Any:

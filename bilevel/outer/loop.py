@@ -49,11 +49,9 @@ def train(
                 record.raise_on_failed_validation()
             bar.update(count)
             bar.set_postfix(record.latest())
-            stop = bool(callbacks) and _call(callbacks, runner, record)
+            record.stopped = bool(callbacks) and _call(callbacks, runner, record)
             if saver is not None:
                 saver.look(runner, record)
-            if stop:
-                break
         if saver is not None:
             saver.finish(runner, record)
     state = runner.state

@@ -25,7 +25,7 @@ class Record:
 
     def __init__(self, validation: Validation | None, state: TrainingState):
         self.validation = validation
-        self.first_step, self.taken = int(state.step), 0
+        self.first_step, self.taken, self.stopped = int(state.step), 0, False
         self.metrics: list[History] = []
         self.losses: list[float] = []
         self.steps: list[int] = []
@@ -52,8 +52,8 @@ class Record:
             self.best_variables = state.variables
 
     def ended(self, patience: int | None) -> bool:
-        """Whether validation has seen no new best for so long."""
-        return patience is not None and self.since_best >= patience
+        """Whether a callback stopped training, or validation has seen no new best for so long."""
+        return self.stopped or (patience is not None and self.since_best >= patience)
 
     def raise_on_failed_step(self) -> None:
         last = self.metrics[-1]
@@ -76,7 +76,7 @@ class Record:
             )
 
     def raise_on_failed_validation(self) -> None:
-        if self.losses and np.isnan(self.losses[-1]):
+        if self.validation is not None and np.isnan(self.losses[-1]):
             raise InnerSolveError(
                 f"No validation loss after step {self.steps[-1] - 1}: it is not finite, or the inner solve on the "
                 "validation data missed its tolerance. Try a solver with a larger `max_steps` or `tol`, or look for "
@@ -89,7 +89,8 @@ class Record:
         return {"loss": f"{self.metrics[-1]['loss'][-1]:.4g}", **validation}
 
     def history(self) -> History:
-        history = {name: np.concatenate([m[name] for m in self.metrics]) for name in self.metrics[0]}
+        self.metrics = [{name: np.concatenate([m[name] for m in self.metrics]) for name in self.metrics[0]}]
+        history = dict(self.metrics[0])
         if self.validation is not None:
             history["validation_loss"] = np.asarray(self.losses)
             history["validation_step"] = np.asarray(self.steps)
@@ -106,6 +107,7 @@ class Record:
             "first_step": self.first_step,
             "best_loss": float(self.best_loss).hex(),
             "since_best": self.since_best,
+            "stopped": self.stopped,
         }
 
     def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], place: str) -> None:
@@ -114,7 +116,7 @@ class Record:
         losses, steps = history.pop("validation_loss", np.zeros(0)), history.pop("validation_step", np.zeros(0))
         self.losses, self.steps = [float(x) for x in losses], [int(x) for x in steps]
         self.metrics, self.taken = [history], len(history["loss"])
-        self.first_step, self.since_best = facts["first_step"], facts["since_best"]
+        self.first_step, self.since_best, self.stopped = facts["first_step"], facts["since_best"], facts["stopped"]
         self.best_loss = float.fromhex(facts["best_loss"])
         self.best_variables = filled("best", self.best_variables, arrays, place)
         if self.validation is not None:

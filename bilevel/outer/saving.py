@@ -67,9 +67,7 @@ class Saver:
                     f"{self._folder.path} has checkpoints already, of steps {steps}: `resume=True` goes on from the "
                     "last one; for another training pass another directory."
                 )
-        elif which is True and not steps:
-            return
-        else:
+        elif steps or which is not True:
             self._restore(runner, record, steps[-1] if which is True else int(which))
         self._folder.begin(int(runner.state.step))
 
@@ -92,7 +90,7 @@ class Saver:
 
     def _save(self, runner: Runner, record: Record) -> None:
         state = runner.state
-        facts = self._facts | {"record": record.facts(), "loader": runner.position}
+        facts = self._facts | {"record": record.facts(), "positions": _of_all(runner.position)}
         arrays = named("state", self._whole(state)) | record.arrays()
         loss = record.losses[-1] if record.losses else None
         self._folder.save(int(state.step), Saved(arrays, self._rows(state.warm_start), facts), loss)
@@ -100,23 +98,20 @@ class Saver:
     def _restore(self, runner: Runner, record: Record, step: int) -> None:
         facts = self._folder.facts(step)["facts"]
         for name, value in self._facts.items():
-            if facts[name] != value:
+            if facts.get(name) != value:
                 raise CheckpointError(
                     f"The checkpoint of step {step} in {self._folder.path} is of another training: `{name}` was "
-                    f"{facts[name]!r}, and is {value!r} now. Pass what it was, or another directory."
+                    f"{facts.get(name)!r}, and is {value!r} now. Pass what it was, or another directory."
                 )
         state = runner.state
         starts = jax.tree.map(writable, state.warm_start) if self._by_sample else None
         saved = self._folder.load(step, self._rows(starts))
         place = f"The checkpoint of step {step} in {self._folder.path}"
-        variables, memory, key, number, whole = filled("state", self._whole(state), saved.arrays, place)
-        key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(state.key))
+        variables, memory, key, number, order, whole = filled("state", self._whole(state), saved.arrays, place)
         record.restore(saved.arrays, facts["record"], place)
-        order = state.order
-        if self._cut is not None and order.size and number > 0:
-            order = self._cut.batches.order(key, (int(number) - 1) // self._cut.batches.steps_per_epoch)
         runner.state = TrainingState(variables, memory, starts if self._by_sample else whole, order, number, key)
-        runner.position = facts["loader"]
+        if facts["positions"] is not None:
+            runner.position = facts["positions"][jax.process_index()]
 
     def _rows(self, starts: PyTree) -> Rows | None:
         if not self._by_sample or starts is None:
@@ -131,7 +126,21 @@ class Saver:
     def _whole(self, state: TrainingState) -> tuple:
         """What every process has alike. An inner solution is among it where it is not kept for each sample."""
         starts = None if self._by_sample else state.warm_start
-        return state.variables, state.optimizer, jax.random.key_data(state.key), state.step, starts
+        return state.variables, state.optimizer, state.key, state.step, state.order, starts
+
+
+def _of_all(position: str | None) -> list[str] | None:
+    """Where the loader of each process stands."""
+    if position is None or jax.process_count() == 1:
+        return position if position is None else [position]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(position.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(text), np.int32))
+    padded = np.zeros(int(np.max(lengths)), np.uint8)
+    padded[: len(text)] = text
+    texts = multihost_utils.process_allgather(padded)
+    return [bytes(text[:length]).decode() for text, length in zip(texts, lengths, strict=True)]
 
 
 def _anywhere(*flags: bool) -> list[bool]:

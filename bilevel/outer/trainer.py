@@ -24,6 +24,7 @@ from bilevel.outer.checks import (
     check_like,
     check_mean,
     check_options,
+    check_shapes,
 )
 from bilevel.outer.evaluation import evaluator, sharded_evaluator
 from bilevel.outer.feeds import ArrayFeed, LoaderFeed, iterator_of, next_of
@@ -32,9 +33,9 @@ from bilevel.outer.problem import BilevelProblem, OuterLoss, Variables, number
 from bilevel.outer.record import Record, Validation
 from bilevel.outer.runners import CompiledRunner, FedRunner, Runner
 from bilevel.outer.saving import Cut, Saver
-from bilevel.outer.start import begin
+from bilevel.outer.start import begin, check_state
 from bilevel.outer.state import StepMetrics, TrainingState
-from bilevel.scale import Batches, Checkpoints, DeviceMesh, is_loader, is_on_disk, num_samples, shapes_of, take
+from bilevel.scale import Batches, Checkpoints, DeviceMesh, is_loader, is_on_disk, num_samples, shapes_of, take, whole
 from bilevel.solvers import AbstractSolver
 
 #: How often a training in full batches is looked at, unless `every` says otherwise.
@@ -97,10 +98,7 @@ class Trainer(eqx.Module):
     def init(self, data: PyTree, key: Key[Array, ""]) -> TrainingState:
         """The state before the first step."""
         check_key(key)
-        data, shapes = self._prepared(data)
-        if self._is_fed(data):
-            return self._begin_fed(data, shapes, key, self.warm_start)
-        return _start_jit(self, data, key)
+        return self._start(*self._prepared(data), key)
 
     def step(self, state: TrainingState, data: PyTree) -> tuple[TrainingState, StepMetrics]:
         """One step on the next batch of `data`, on one device. Pure; compile it, or a loop of it."""
@@ -198,8 +196,9 @@ class Trainer(eqx.Module):
         check_options(progress, on_failure, checkpoint, resume)
         if validation is None and (patience is not None or validation_loss is not None):
             raise ValueError("`patience` and `validation_loss` need `validation`: pass data to validate on.")
-        data, shapes = self._prepared(data)
-        state = self._begin(data, shapes, key, state)
+        data, first = self._prepared(data)
+        state = self._begin(data, first, key, state)
+        shapes = shapes_of(first if is_loader(data) else data)
         if every is None:
             every = -(-num_steps // LOOKS) if self.batch_size is None else self.steps_per_epoch(shapes)
         chunk = min(num_steps, every)
@@ -219,16 +218,17 @@ class Trainer(eqx.Module):
         return 1 if self.batch_size is None else -(-num_samples(data) // self.batch_size)
 
     def _prepared(self, data: PyTree) -> tuple[PyTree, PyTree]:
-        """The data, and their shapes; of a loader, those of a batch. Raises `ValueError` where they don't fit."""
+        """The data, and the first batch of what is fed. Raises `ValueError` where they don't fit."""
         if is_loader(data):
             if self.batch_size is not None:
                 raise ValueError(f"`batch_size` is {self.batch_size}, but a loader makes the batches: pass None.")
             first = tree.to_arrays(next_of(iterator_of(data), 0))
         elif self._is_fed(data):
             # It may be more than a device has room for, or than anyone wants to read before training.
-            check_batches(self.problem, shapes_of(data), self.batch_size)
-            size = num_samples(data)
-            first = tree.to_arrays(take(data, np.arange(min(size, self.batch_size or size))))
+            by_sample = self.mesh is not None or self.problem.variables.objective.samplewise
+            check_batches(self.problem, shapes_of(data), self.batch_size or (1 if by_sample else None))
+            rows = np.arange(self.batch_size or (num_samples(data) if by_sample else 0))
+            first = tree.to_arrays(take(data, rows) if len(rows) else whole(data))
             if not is_on_disk(data):
                 check_finite_in_memory("data", data)
         else:
@@ -239,10 +239,14 @@ class Trainer(eqx.Module):
                 )
             first = data = tree.to_arrays(data)
             check_batches(self.problem, shapes_of(data), self.batch_size)
-        check_data("data", self.problem, first)
+        if self._is_fed(data):
+            # What is not finite in it is named by the step that meets it.
+            check_shapes(self.problem, first)
+        else:
+            check_data("data", self.problem, first)
         if self.mesh is not None:
             check_mean(self.problem, first)
-        return data, shapes_of(first if is_loader(data) else data)
+        return data, first
 
     def _is_fed(self, data: PyTree) -> bool:
         return self.mesh is not None or is_loader(data) or is_on_disk(data)
@@ -254,26 +258,32 @@ class Trainer(eqx.Module):
         return Batches(size, batch_size, min(shards, batch_size))
 
     def _begin(
-        self, data: PyTree, shapes: PyTree, key: Key[Array, ""] | None, state: TrainingState | None
+        self, data: PyTree, first: PyTree, key: Key[Array, ""] | None, state: TrainingState | None
     ) -> TrainingState:
         if state is None:
-            return self.init(data, jax.random.key(0) if key is None else key)
+            key = jax.random.key(0) if key is None else key
+            check_key(key)
+            return self._start(data, first, key)
         if key is not None:
             raise ValueError("`key` and `state` exclude each other: a state has a key of its own.")
         if not isinstance(state, TrainingState):
             raise ValueError(f"`state` must be a TrainingState, got {type(state).__name__}.")
         if self._is_fed(data):
-            wanted = self._begin_fed(data, shapes, state.key, False)
-            check_like("state", wanted, dataclasses.replace(state, warm_start=None))
-        else:
-            check_like("state", eqx.filter_eval_shape(_start, self, data, state.key), state)
-        return state
+            fresh = self._start(data, first, state.key, warm_start=False)
+            check_state(state, data, first, fresh, self.problem)
+            return state if self.warm_start else dataclasses.replace(state, warm_start=None)
+        check_like("state", eqx.filter_eval_shape(_start, self, data, state.key), tree.to_arrays(state))
+        return tree.to_arrays(state)
 
-    def _begin_fed(
-        self, data: PyTree, shapes: PyTree, key: Key[Array, ""], warm_start: bool | str | Path
+    def _start(
+        self, data: PyTree, first: PyTree, key: Key[Array, ""], warm_start: bool | str | Path | None = None
     ) -> TrainingState:
-        shuffled = self.batch_size is not None
-        return begin(self.problem, self.optimizer, self._batches(shapes), data, key, shuffled, warm_start)
+        """`init`, of data that were prepared."""
+        if not self._is_fed(data):
+            return _start_jit(self, data, key)
+        batches = self._batches(shapes_of(first if is_loader(data) else data))
+        options = batches, self.batch_size is not None, self.warm_start if warm_start is None else warm_start
+        return begin(self.problem, self.optimizer, data, first, key, *options)
 
     def _runner(self, state: TrainingState, data: PyTree, shapes: PyTree, chunk: int) -> Runner:
         if not self._is_fed(data):
@@ -289,12 +299,16 @@ class Trainer(eqx.Module):
 
     def _saver(self, checkpoint: str | Path | Checkpoints, data: PyTree, shapes: PyTree) -> Saver:
         options = checkpoint if isinstance(checkpoint, Checkpoints) else Checkpoints(checkpoint)
-        if is_loader(data) or (self.batch_size is None and not self._is_fed(data)):
-            return Saver(options, None, {})
+        facts: dict[str, Any] = {"batch_size": self.batch_size, "warm_start": self.warm_start is not False}
+        if is_loader(data):
+            # Each process goes on from where its own loader stood.
+            return Saver(options, None, facts | {"processes of the loader": jax.process_count()})
+        if self.batch_size is None and not self._is_fed(data):
+            return Saver(options, None, facts)
         batches = self._batches(shapes)
         owned = list(range(batches.shards)) if self.mesh is None else self.mesh.owned(batches)
         by_sample = self.problem.variables.objective.samplewise and self.warm_start is not False
-        facts = {"num_samples": batches.num_samples, "batch_size": batches.batch_size, "shards": batches.shards}
+        facts |= {"num_samples": batches.num_samples, "shards": batches.shards}
         return Saver(options, Cut(batches, owned, by_sample), facts)
 
     def _validator(self, validation: PyTree, loss: OuterLoss | None, state: TrainingState) -> Validation:
@@ -330,7 +344,7 @@ def _start(trainer: Trainer, data: PyTree, key: Key[Array, ""]) -> TrainingState
     variables = problem.project(problem.variables)
     warm_start = variables.objective.init(problem.inner_data(data)) if trainer.warm_start else None
     size = 0 if trainer.batch_size is None else num_samples(data)
-    memory = trainer.optimizer.init(problem.split(variables)[0])
+    memory = tree.numbers_to_arrays(trainer.optimizer.init(problem.split(variables)[0]))
     order = jnp.arange(size, dtype=jnp.int32)
     return TrainingState(variables, memory, warm_start, order, jnp.asarray(0, jnp.int32), key)
 

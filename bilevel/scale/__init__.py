@@ -17,4 +17,5 @@ from bilevel.scale.sources import (
     prefetched as prefetched,
     shapes_of as shapes_of,
     take as take,
+    whole as whole,
 )

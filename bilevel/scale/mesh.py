@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
+from bilevel.core import tree
 from bilevel.scale.batches import Batches
 
 T = TypeVar("T")
@@ -89,8 +90,9 @@ class DeviceMesh(eqx.Module):
 
     def fetch(self, variables: T) -> T:
         """What `place` had put there, whole, in this process."""
-        whole = jax.jit(lambda x: x, out_shardings=self.sharding(self.everywhere))
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(whole(x))) if eqx.is_array(x) else x, variables)
+        arrays, rest = eqx.partition(variables, eqx.is_array)
+        whole = jax.jit(_identity, out_shardings=self.sharding(self.everywhere))(arrays)
+        return eqx.combine(jax.tree.map(lambda x: tree.restored(tree.stored(x), x), whole), rest)
 
     def parts(self, slots: int) -> dict[Any, slice]:
         """Which of so many slots lie on which device of this process."""
@@ -118,8 +120,15 @@ class DeviceMesh(eqx.Module):
 
     def _put(self, x: Any, sharding: NamedSharding) -> Array:
         # Every process holds the whole, and puts down its own part.
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        data = tree.stored(x)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            sharding = self.sharding(self.everywhere)
+        placed = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+        return tree.restored(placed, x)
+
+
+def _identity(x: T) -> T:
+    return x
 
 
 def sum_over(axes: tuple[str, ...], values: T) -> T:

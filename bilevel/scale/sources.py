@@ -35,9 +35,9 @@ class NpyShards:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Int[np.ndarray, " rows"]) -> np.ndarray:
+    def __getitem__(self, rows: Int[np.ndarray, " rows"] | slice) -> np.ndarray:
         """The samples with these numbers, in their order."""
-        rows = np.arange(len(self))[rows]
+        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
         found = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         shards = np.searchsorted(self._ends, rows, side="right")
         for i in np.unique(shards):
@@ -66,13 +66,20 @@ def shapes_of(data: PyTree) -> PyTree:
 
 
 def num_samples(data: PyTree) -> int:
-    """How many samples there are, as the first array has it."""
-    return jax.tree.leaves(data)[0].shape[0]
+    """How many samples there are, as the first array has it; 1 where it holds none."""
+    first = jax.tree.leaves(shapes_of(data))[0]
+    return first.shape[0] if isinstance(first, jax.ShapeDtypeStruct) and first.shape else 1
 
 
 def take(data: PyTree, rows: Int[np.ndarray, " rows"]) -> PyTree:
     """These samples, as NumPy arrays."""
     return jax.tree.map(lambda x: np.asarray(x[rows]), data)
+
+
+def whole(data: PyTree) -> PyTree:
+    """All that there is, as NumPy arrays."""
+    is_number = lambda x: isinstance(x, np.generic | bool | int | float) or np.ndim(x) == 0
+    return jax.tree.map(lambda x: x if not isinstance(x, NpyShards) and is_number(x) else np.asarray(x[:]), data)
 
 
 def prefetched(function: Any, first: int) -> Iterator[Any]:
