@@ -83,8 +83,8 @@ class FedRunner:
         self._step, self._key, self._seen = int(state.step), state.key, None
         self._feed.begin(state.key)
         self._starts = state.warm_start
-        by_sample = state.variables.objective.samplewise and isinstance(self._feed, ArrayFeed)
-        if by_sample and state.warm_start is not None:
+        by_sample = state.variables.objective.samplewise and state.warm_start is not None
+        if by_sample and isinstance(self._feed, ArrayFeed):
             self._starts = WarmStarts.of(state.warm_start, self._feed.put)
 
     @property
