@@ -13,8 +13,9 @@ What is measured: steps and all-reduces on this machine, 12 × 12 patches of a p
 warm starts, medians over epochs of four steps. The devices are those of XLA's host platform, and **share this
 machine's cores**. So time must grow with their number, and what is seen is whether the whole work grows faster than
 they do: the efficiency here is n t(B) / t_n(B), against the model's n t(B) / (n t(B) + c(n)) with c(n) as it was
-measured. One device does not keep all cores busy, several do, and overheads of a call are paid once: hence values
-above 1. There is no speed-up of a cluster to be seen here, and none is claimed.
+measured. Where one device leaves cores idle, several take less than their number times as long, and the efficiency is
+above 1. Other programs may have shared the machine: fastest and slowest epochs tell how far times scatter. There is
+no speed-up of a cluster to be seen here, and none is claimed.
 
 What is extrapolated to accelerators is the model, with **assumed** rates, bandwidths and latencies, which stand in a
 table: round numbers, not those of any product. Nothing was run on them. There codes come from gradient steps, k of
