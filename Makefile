@@ -90,7 +90,7 @@ oldest: .venv-oldest/.installed
 
 # The quick set; one in full: .venv-bench/bin/python -m benchmarks NAME. Figures with compilation are those of a first run.
 BENCHMARKS ?= sparse_coding hypergradient autoencoder archetypes hyperparameter_selection unrolled_vs_implicit \
-	dictionary_training certificates hypergradient_errors
+	dictionary_training certificates hypergradient_errors weak_scaling
 bench: .venv-bench/.installed
 	for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks $$name --quick --out $(BENCH_OUT); done
 	.venv-bench/bin/python -m benchmarks report --out $(BENCH_OUT)

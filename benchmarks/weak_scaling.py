@@ -1,0 +1,456 @@
+"""How a training step grows with the number of devices at a fixed number of samples on each: a model, and measurements.
+
+The step is that of task-driven dictionary learning: B samples on each of n devices, m features, p atoms, K outputs of
+the task, codes with s entries in use, numbers of w bytes. Per device it costs
+
+    t(B) = t₀ + B t₁,        t_n(B) = t(B) + c(n),        c(n) = 2 (n − 1)/n · R w / W + 2 ⌈log₂ n⌉ a,
+
+with t₀ for what every device does whatever its samples (Gram matrix, optimizer), t₁ for a sample, and c(n) for the one
+all-reduce of R = p m + p K + 1 + 4 n numbers: its bandwidth term is that of a ring, with W bytes a second and link, its
+latency that of a tree, with a seconds a hop; a ring's would be 2 (n − 1) a. The efficiency is t(B) / t_n(B).
+
+What is measured: steps and all-reduces on this machine, 12 × 12 patches of a photograph in 32 bits, with Adam and
+warm starts, medians over epochs of four steps. The devices are those of XLA's host platform, and **share this
+machine's cores**. So time must grow with their number, and what is seen is whether the whole work grows faster than
+they do: the efficiency here is n t(B) / t_n(B), against the model's n t(B) / (n t(B) + c(n)) with c(n) as it was
+measured. Where one device leaves cores idle, several take less than their number times as long, and the efficiency is
+above 1. Other programs may have shared the machine: fastest and slowest epochs tell how far times scatter. There is
+no speed-up of a cluster to be seen here, and none is claimed.
+
+What is extrapolated to accelerators is the model, with **assumed** rates, bandwidths and latencies, which stand in a
+table: round numbers, not those of any product. Nothing was run on them. There codes come from gradient steps, k of
+them, as many as were counted here from warm starts; the small systems on supports, dispatch, reading of data, waiting
+for the slowest device and overlap of communication with work are left out.
+
+Beside the devices each process keeps the books of the whole batch: the order of an epoch, and which sample is where.
+This grows with n B, wherever the samples are; it is measured here on its own. The extrapolated efficiency leaves it
+out, as it runs while devices compute; a column says for how many devices it takes as long as their step, by this
+machine's clock. Below that number of devices it hides behind the step, above it the books set the pace.
+
+The compiler counts what its program does outside of the compiled loops, which are foreign calls to it; of bytes it
+counts inputs and outputs of every operation, the model those of whole arrays where they must be read or written.
+"""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import bilevel as bl
+from benchmarks.measure import ATOMS, L1, L2, interleaved, moved, patches
+from benchmarks.results import Results, Rows, tabulate
+from bilevel.plots.colors import series
+from bilevel.scale import Batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEVICES, PROCESSES, PER_DEVICE = (1, 2, 4, 8), (2, 4), (256, 1024)
+#: What is extrapolated to.
+MANY, SAMPLES = (8, 64, 512), (256, 4096)
+FEATURES = 144
+#: Bytes of a number.
+WIDTH = 4
+
+# --- The model --------------------------------------------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """p atoms, m features, K outputs of the task; s entries of a code in use; steps of the coder of accelerators."""
+
+    atoms: int
+    features: int
+    classes: int
+    support: float
+    steps: int
+
+    @property
+    def variables(self) -> int:
+        return self.atoms * (self.features + self.classes)
+
+    def reduced(self, devices: int) -> int:
+        """How many numbers the devices add up, once a step: gradient, loss, and four that each says of itself."""
+        return self.variables + 1 + 4 * devices
+
+
+class Cost(NamedTuple):
+    """An amount (operations, bytes) a step, and a sample."""
+
+    step: float
+    sample: float
+
+    def of(self, samples: float) -> float:
+        return self.step + samples * self.sample
+
+
+def operations(problem: Problem, on_cpu: bool) -> dict[str, tuple[str, Cost]]:
+    """The terms of a step's floating-point operations: a formula, and its value."""
+    p, m, K, s, k = problem
+    shared = {
+        "Gram matrix D Dᵀ": ("2 p² m", Cost(2 * p**2 * m, 0)),
+        "correlations X Dᵀ": ("2 B p m", Cost(0, 2 * p * m)),
+        "task, there and back": ("6 B p K", Cost(0, 6 * p * K)),
+        "Adam and projection": ("≈ 20 p (m + K)", Cost(20 * problem.variables, 0)),
+    }
+    if on_cpu:
+        own = {
+            "codes: Cholesky factor on the support": ("B s³ / 3", Cost(0, s**3 / 3)),
+            "codes: solution, then correlations anew": ("B (2 s² + 2 s p)", Cost(0, 2 * s**2 + 2 * s * p)),
+            "adjoint: factor and solution": ("B (s³ / 3 + 2 s²)", Cost(0, s**3 / 3 + 2 * s**2)),
+            "adjoint: what is on the support": ("B (2 s p + 2 s m)", Cost(0, 2 * s * (p + m))),
+            "gradient β rᵀ − c (Dᵀβ)ᵀ": ("6 B s m", Cost(0, 6 * s * m)),
+        }
+    else:
+        own = {
+            "codes: k gradient steps": ("2 B k p²", Cost(0, 2 * k * p**2)),
+            "adjoint and gradient, as matrix products": ("10 B p m", Cost(0, 10 * p * m)),
+        }
+    return shared | own
+
+
+def total(terms: dict[str, tuple[str, Cost]]) -> Cost:
+    return Cost(sum(cost.step for _, cost in terms.values()), sum(cost.sample for _, cost in terms.values()))
+
+
+def traffic(problem: Problem) -> dict[str, tuple[str, Cost]]:
+    """The terms of the bytes that a step moves, each array counted once for each time that it is read or written."""
+    p, m, w = problem.atoms, problem.features, WIDTH
+    return {
+        "samples": ("w B m", Cost(0, w * m)),
+        "starts, correlations, codes, their slopes": ("7 w B p", Cost(0, 7 * w * p)),
+        "Gram matrix": ("2 w p²", Cost(2 * w * p**2, 0)),
+        "variables, Adam's memory, gradients": ("9 w p (m + K)", Cost(9 * w * problem.variables, 0)),
+    }
+
+
+class Link(NamedTuple):
+    """Bytes a second between neighbors, and seconds a hop."""
+
+    bandwidth: float
+    latency: float
+
+    def all_reduce(self, numbers: int, devices: int, ring: bool = False) -> float:
+        """Seconds until all have the sum: c(n) above."""
+        if devices == 1:
+            return 0.0
+        hops = devices - 1 if ring else math.ceil(math.log2(devices))
+        return 2 * (devices - 1) / devices * WIDTH * numbers / self.bandwidth + 2 * hops * self.latency
+
+
+class Accelerator(NamedTuple):
+    """Operations a second that a step attains, and bytes a second of its memory."""
+
+    rate: float
+    memory: float
+
+    def seconds(self, problem: Problem, samples: int) -> float:
+        """A step without communication takes as long as the slower of computing and moving."""
+        moved = total(traffic(problem)).of(samples) / self.memory
+        return max(total(operations(problem, on_cpu=False)).of(samples) / self.rate, moved)
+
+
+def efficiency(seconds: float, communication: float) -> float:
+    return seconds / (seconds + communication)
+
+
+#: Assumed, all of them.
+ACCELERATOR = Accelerator(rate=1e13, memory=1e12)
+LINKS = {
+    "within a machine": Link(bandwidth=1e11, latency=5e-6),
+    "fast network": Link(bandwidth=1e10, latency=2e-5),
+    "plain network": Link(bandwidth=1e9, latency=1e-4),
+}
+
+# --- Measurements -----------------------------------------------------------------------------------------------------
+
+
+def workers(devices: int, processes: int, **job: Any) -> dict[str, Any]:
+    """What the first of several processes finds, with so many devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    jobs = [
+        json.dumps(job | {"devices": devices, "processes": processes, "process": i, "port": port})
+        for i in range(processes)
+    ]
+    options: dict[str, Any] = dict(cwd=Path(__file__).parents[1], env=environment, text=True)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.scaling_worker", job],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+        for job in jobs
+    ]
+    outputs = [process.communicate() for process in running]
+    for process, (_, errors) in zip(running, outputs, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"A process of the benchmark failed:\n{errors}")
+    return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def bookkeeping(global_batch: int, shards: int) -> float:
+    """Seconds that a process spends on each sample of the whole batch: its place in the order, amortized over an epoch
+    of four batches; its slot; and whether the last batch had it, too."""
+    batches, key = Batches(4 * global_batch, global_batch, shards), jax.random.key(0)
+    layout = batches.layout(shards)
+    order = np.asarray(batches.order(key, 0))
+
+    def rows(place: int) -> np.ndarray:
+        return np.where(layout >= 0, order[np.asarray(batches.places(place))][layout], -1)
+
+    last = rows(0)
+    timed = interleaved(
+        {
+            "order": lambda: np.asarray(batches.order(key, 1)),
+            "rest": lambda: np.isin(rows(1), last).any(),
+        },
+        repeats=5,
+    )
+    return (timed["order"].median / batches.steps_per_epoch + timed["rest"].median) / global_batch
+
+
+def steps_elsewhere(atoms: int) -> int:
+    """Gradient steps from warm starts, by the coder that runs where there is no compiled loop."""
+    X, D = (jnp.asarray(x, jnp.float32) for x in patches(256, atoms))
+    coder = bl.solvers.SparseCoder(kernel=False)
+    codes = bl.argmin(bl.objectives.SparseCoding(D, L1, L2), X, solver=coder).params
+    nearby = bl.objectives.SparseCoding(jnp.asarray(moved(np.asarray(D)), jnp.float32), L1, L2)
+    return int(bl.argmin(nearby, X, solver=coder, init=codes).stats["num_steps"])
+
+
+def machine_rates(size: int) -> tuple[float, float]:
+    """Operations a second of a matrix product, and bytes a second of a copy, read and written."""
+    A, rows = jnp.ones((size, size), jnp.float32), np.ones(2**24, np.float32)
+    product = jax.jit(lambda A: A @ A)
+    timed = interleaved({"product": lambda: product(A), "copy": lambda: rows.copy()}, repeats=7)
+    return 2 * size**3 / timed["product"].median, 2 * rows.nbytes / timed["copy"].median
+
+
+def fit(seconds: dict[int, float]) -> Cost:
+    """t₀ and t₁ of t(B) = t₀ + B t₁, by least squares of relative errors; t₀ = 0 where there is one B alone."""
+    samples, found = np.array(list(seconds)), np.array(list(seconds.values()))
+    columns = np.stack([np.ones(len(samples)), samples], axis=1)[:, (0, 1) if len(samples) > 1 else (1,)]
+    solution = np.linalg.lstsq(columns / found[:, None], np.ones(len(found)), rcond=None)[0]
+    return Cost(*([0.0] * (2 - len(solution))), *map(float, solution))
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """What the processes found, by their number of devices; of several processes, the seconds of an all-reduce."""
+
+    devices: dict[int, dict[str, Any]]
+    processes: dict[int, list[float]]
+
+    def seconds(self, devices: int) -> dict[int, float]:
+        steps = self.devices[devices]["steps"]
+        return {int(size): float(np.median(found["seconds"])) for size, found in steps.items()}
+
+    def all_reduce(self, devices: int) -> float:
+        return float(np.median(self.devices[devices]["all_reduce"])) if devices > 1 else 0.0
+
+
+def measure(quick: bool, atoms: int) -> Measured:
+    sizes = PER_DEVICE
+    numbers = Problem(atoms, FEATURES, 1, 0, 0).reduced(1)
+    job: dict[str, Any] = dict(numbers=numbers, repeats=20 if quick else 200, epochs=2 if quick else 8, atoms=atoms)
+    devices = {n: workers(n, 1, per_device=sizes, **job) for n in DEVICES}
+    return Measured(devices, {k: workers(1, k, per_device=(), **job)["all_reduce"] for k in PROCESSES})
+
+
+def work(problem: Problem, samples: int) -> Rows:
+    terms = {name: (unit, formula, cost) for unit, found in (
+        ("operations", operations(problem, on_cpu=True)), ("bytes", traffic(problem))
+    ) for name, (formula, cost) in found.items()}  # fmt: skip
+    rows: Rows = [
+        {"what": name, "unit": unit, "formula": formula, f"at B = {samples}": float(cost.of(samples))}
+        for name, (unit, formula, cost) in terms.items()
+    ]
+    for unit, found in (("operations", operations(problem, on_cpu=True)), ("bytes", traffic(problem))):
+        rows.append({"what": "sum", "unit": unit, "formula": "", f"at B = {samples}": total(found).of(samples)})
+    numbers = {"what": "all-reduce", "unit": "bytes", "formula": "w (p m + p K + 1 + 4 n), n = 8"}
+    rows.append({**numbers, f"at B = {samples}": float(WIDTH * problem.reduced(8))})
+    return rows
+
+
+def compiled(problem: Problem, measured: Measured) -> Rows:
+    """The compiler sees matrix products and elementwise operations; the loops over supports are foreign calls to it."""
+    rows = []
+    products = {k: v for k, v in operations(problem, on_cpu=True).items() if not k.startswith(("codes", "adj", "grad"))}
+    for size, found in measured.devices[1]["steps"].items():
+        rows.append(
+            {
+                "samples": int(size),
+                "operations, compiler": found["flops"],
+                "operations, model without foreign calls": total(products).of(int(size)),
+                "bytes, compiler": found["bytes"],
+                "bytes, model": total(traffic(problem)).of(int(size)),
+            }
+        )
+    return rows
+
+
+def constants(problem: Problem, measured: Measured, rates: tuple[float, float]) -> Rows:
+    line = fit(measured.seconds(1))
+    attained = total(operations(problem, on_cpu=True)).sample / line.sample
+    values = {
+        "s, entries of a code in use": problem.support,
+        "k, gradient steps of the coder of accelerators, from warm starts": float(problem.steps),
+        "t₀, a step whatever its samples, ms": 1e3 * line.step,
+        "t₁, a sample, µs": 1e6 * line.sample,
+        "operations a second that samples attain, 1e9": 1e-9 * attained,
+        "operations a second of a large matrix product, 1e9": 1e-9 * rates[0],
+        "bytes a second of a large copy, 1e9": 1e-9 * rates[1],
+    }
+    return [{"constant": name, "measured": value} for name, value in values.items()]
+
+
+def shared_cores(measured: Measured) -> Rows:
+    rows = []
+    alone = measured.seconds(1)
+    for devices in measured.devices:
+        for size, seconds in measured.seconds(devices).items():
+            times = measured.devices[devices]["steps"][str(size)]["seconds"]
+            model = devices * alone[size] + measured.all_reduce(devices)
+            rows.append(
+                {
+                    "devices": devices,
+                    "samples on each": size,
+                    "a step, ms": 1e3 * seconds,
+                    "fastest and slowest epoch, ms": f"{1e3 * min(times):.3g}, {1e3 * max(times):.3g}",
+                    "model, ms": 1e3 * model,
+                    "efficiency": devices * alone[size] / seconds,
+                    "of the model": devices * alone[size] / model,
+                }
+            )
+    return rows
+
+
+def reductions(problem: Problem, measured: Measured) -> Rows:
+    kinds = [("devices of one process", n, found["all_reduce"]) for n, found in measured.devices.items()]
+    kinds += [("processes over loopback", k, seconds) for k, seconds in measured.processes.items()]
+    return [
+        {
+            "among": kind,
+            "how many": count,
+            "numbers": problem.reduced(1),
+            "median, µs": 1e6 * float(np.median(seconds)),
+            "percentiles 10 and 90, µs": ", ".join(f"{1e6 * np.percentile(seconds, q):.3g}" for q in (10, 90)),
+        }
+        for kind, count, seconds in kinds
+    ]
+
+
+def books(counts: Sequence[int]) -> Rows:
+    found = {count: bookkeeping(256 * count, count) for count in counts}
+    return [
+        {"devices": n, "samples of a batch": 256 * n, "a sample, ns": 1e9 * h, "a step, ms": 1e3 * h * 256 * n}
+        for n, h in found.items()
+    ]
+
+
+def assumptions() -> Rows:
+    rows: Rows = [
+        {"assumed": "an accelerator", "": "operations a second that a step attains", "value": ACCELERATOR.rate},
+        {"assumed": "an accelerator", "": "bytes a second of its memory", "value": ACCELERATOR.memory},
+    ]
+    for name, link in LINKS.items():
+        rows.append({"assumed": name, "": "W, bytes a second between neighbors", "value": link.bandwidth})
+        rows.append({"assumed": name, "": "a, seconds a hop", "value": link.latency})
+    return rows
+
+
+def extrapolated(problem: Problem, large: Problem, a_sample: float) -> Rows:
+    """`a_sample`: seconds of bookkeeping for each of the whole batch."""
+    rows = []
+    for chosen in (problem, large):
+        for name, link in LINKS.items():
+            for samples in SAMPLES:
+                seconds = ACCELERATOR.seconds(chosen, samples)
+                trees, rings = (
+                    {n: efficiency(seconds, link.all_reduce(chosen.reduced(n), n, ring)) for n in MANY}
+                    for ring in (False, True)
+                )
+                rows.append(
+                    {
+                        "p × m, K": f"{chosen.atoms} × {chosen.features}, {chosen.classes}",
+                        "link": name,
+                        "samples on each": samples,
+                        "a step alone, ms": 1e3 * seconds,
+                        **{f"on {n}": f"{trees[n]:.1%}" for n in MANY},
+                        f"on {MANY[-1]}, latency of a ring": f"{rings[MANY[-1]]:.1%}",
+                        "devices at which bookkeeping takes as long": float(seconds / (samples * a_sample)),
+                    }
+                )
+    return rows
+
+
+def draw(problem: Problem, measured: Measured) -> "Figure":
+    """Left, measured on shared cores; right, the model on assumed accelerators."""
+    figure, (here, there) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    alone, counts = measured.seconds(1), list(measured.devices)
+    for index, size in enumerate(alone):
+        color, marker = series(index)["color"], series(index)["marker"]
+        points = [1e3 * measured.seconds(n)[size] for n in counts]
+        model = [1e3 * (n * alone[size] + measured.all_reduce(n)) for n in counts]
+        here.plot(counts, points, marker=marker, color=color, ls="none", label=f"{size} samples on each")
+        here.plot(counts, model, color=color, lw=1)
+    here.set(title="measured: devices that share this machine's cores", ylabel="milliseconds a step", yscale="log")
+    here.plot([], [], color="gray", lw=1, label="model: n t(B) + c(n)")
+    sizes, many = (64, 256, 1024, 4096), [2**i for i in range(10)]
+    for index, size in enumerate(sizes):
+        for (name, link), style in zip(LINKS.items(), (":", "-", "--"), strict=True):
+            seconds = ACCELERATOR.seconds(problem, size)
+            values = [efficiency(seconds, link.all_reduce(problem.reduced(n), n)) for n in many]
+            label = f"{size} samples on each" if name == "fast network" else None
+            there.plot(many, values, style, color=series(index)["color"], label=label)
+    for (name, _), style in zip(LINKS.items(), (":", "-", "--"), strict=True):
+        there.plot([], [], style, color="gray", label=name)
+    there.set(title="not measured: the model, on assumed accelerators", ylabel="efficiency", ylim=(0, 1.02))
+    there.axhline(1, color="silver", lw=0.8, zorder=0)
+    for ax, ticks in ((here, counts), (there, many)):
+        ax.set_xscale("log", base=2)
+        ax.set(xlabel="devices", xticks=ticks, xticklabels=ticks)
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(fontsize=8)
+    return figure
+
+
+def run(quick: bool) -> Results:
+    atoms = 64 if quick else ATOMS
+    rates = machine_rates(512 if quick else 2048)
+    measured = measure(quick, atoms)
+    support = measured.devices[1]["steps"][str(PER_DEVICE[-1])]["support"]
+    problem = Problem(atoms, FEATURES, 1, support, steps_elsewhere(atoms))
+    large = Problem(4096, 1024, 100, support, problem.steps)
+    kept = books((8,) if quick else MANY)
+    parts: dict[str, Callable[[], Rows]] = {
+        "The work of a step": lambda: work(problem, PER_DEVICE[-1]),
+        "What the compiler counts": lambda: compiled(problem, measured),
+        "Constants of this machine": lambda: constants(problem, measured, rates),
+        "Steps on devices that share these cores": lambda: shared_cores(measured),
+        "All-reduces here": lambda: reductions(problem, measured),
+        "Bookkeeping of every process": lambda: kept,
+        "Assumed, not measured": assumptions,
+        "Extrapolated efficiency": lambda: extrapolated(problem, large, 1e-9 * kept[-1]["a sample, ns"]),
+    }
+    return Results(tabulate("weak_scaling", parts), {"Efficiency and devices": draw(problem, measured)}, "32 bits")
