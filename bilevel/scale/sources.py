@@ -38,6 +38,9 @@ class NpyShards:
     def __getitem__(self, rows: Int[np.ndarray, " rows"] | slice) -> np.ndarray:
         """The samples with these numbers, in their order."""
         rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        if np.any((rows < -len(self)) | (rows >= len(self))):
+            raise IndexError(f"There are {len(self)} samples; got rows from {np.min(rows)} to {np.max(rows)}.")
+        rows = np.where(rows < 0, rows + len(self), rows)
         found = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         shards = np.searchsorted(self._ends, rows, side="right")
         for i in np.unique(shards):

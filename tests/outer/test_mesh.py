@@ -63,7 +63,13 @@ def test_a_mesh_of_other_axes_is_refused(mesh):
         trainer(mesh=jax.sharding.Mesh(devices, mesh))
 
 
-@pytest.mark.parametrize("mesh", [4, "data", ("data",), jax.devices()], ids=repr)
+@pytest.mark.parametrize("mesh", [0, 4])
+def test_more_devices_than_there_are_are_refused(mesh):
+    with pytest.raises(ValueError, match=rf"^`mesh` asks for {mesh} devices; there are 1"):
+        trainer(mesh=mesh)
+
+
+@pytest.mark.parametrize("mesh", [True, 4.0, "data", ("data",), jax.devices()], ids=repr)
 def test_what_is_no_mesh_is_refused(mesh):
     with pytest.raises(ValueError, match=r"^`mesh` must be a jax.sharding.Mesh, such as"):
         trainer(mesh=mesh)
