@@ -136,6 +136,10 @@ class Quadratic(AbstractObjective):
         bounds = [largest_bound(M) for M in (self.left, self.right) if M is not None]
         return jnp.prod(jnp.stack(bounds)) if bounds else jnp.ones((), self.linear.dtype)
 
+    # Its own start is 0, where ∇f = −C.
+    def units(self, params: Float[Array, "rows columns"], data: PyTree) -> Units:
+        return Units(self.local_lipschitz(params, data), self._curvature(params, data), self.norms(self.linear))
+
     def _bent(self, params: Float[Array, "rows columns"]) -> Array:
         bent = params if self.left is None else self.left @ params
         return bent if self.right is None else bent @ self.right

@@ -72,10 +72,15 @@ class LagrangeDual(AbstractSolver):
             return verdict(rows, error_of(rows), tol, steps, STEPS)
         found, steps = _newton(objective.left, objective.linear, init, tol, self.max_steps)
         # Negated, so that NaN is worse.
-        better = jnp.where(~(objective(found, data) <= objective(init, data)), init, found)
-        done = error_of(better) <= tol
-        rows, more = jax.lax.cond(done, lambda rows: (rows, jnp.zeros_like(steps)), follow, better)
-        return verdict(rows, error_of(rows), tol, steps + more, None)
+        better = jnp.where(~(objective.change(init, found) <= 0), init, found)
+        error = error_of(better)
+
+        def by_steps(rows: Array) -> tuple[Array, Array, Scalar]:
+            rows, more = follow(rows)
+            return rows, steps + more, error_of(rows)
+
+        rows, steps, error = jax.lax.cond(error <= tol, lambda rows: (rows, steps, error), by_steps, better)
+        return verdict(rows, error, tol, steps, None)
 
 
 def serves(objective: AbstractObjective) -> bool:
@@ -107,19 +112,24 @@ def _newton(
     def step(state: _State) -> _State:
         factor = jax.scipy.linalg.cho_factor(A + jnp.diag(state.multipliers + floor), lower=True)
         rows: Array = jax.scipy.linalg.cho_solve(factor, C)
-        inverse: Array = jax.scipy.linalg.cho_solve(factor, identity)
         norms = jnp.linalg.norm(rows, axis=1)
         bounded = (state.multipliers > 0) | (norms > 1)
-        pair = bounded[:, None] & bounded[None, :]
-        system = jnp.where(pair, inverse * (rows @ rows.T), identity)
-        right: Array = jnp.where(bounded, norms**3 - norms**2, 0)  # pyright: ignore[reportAssignmentType]
-        move = jax.scipy.linalg.solve(system, right, assume_a="pos")
-        multipliers = jnp.maximum(state.multipliers + move, 0)
+
+        def move() -> Array:
+            inverse: Array = jax.scipy.linalg.cho_solve(factor, identity)
+            pair = bounded[:, None] & bounded[None, :]
+            system = jnp.where(pair, inverse * (rows @ rows.T), identity)
+            right: Array = jnp.where(bounded, norms**3 - norms**2, 0)  # pyright: ignore[reportAssignmentType]
+            return jax.scipy.linalg.solve(system, right, assume_a="pos")
+
+        # How far from the sphere a row ends is its error, up to a factor near 1. Negated, so that NaN ends it.
+        enough = ~(jnp.max(jnp.where(bounded, jnp.abs(norms - 1), 0)) > 0.1 * tol)
+        moved = jax.lax.cond(enough, lambda: jnp.zeros_like(norms), move)
+        multipliers = jnp.maximum(state.multipliers + moved, 0)
         change = jnp.abs(multipliers - state.multipliers) / (jnp.diagonal(A) + floor + multipliers)
         return _State(multipliers, rows, jnp.max(change))
 
-    # The error falls with the square of the change. Negated, so that NaN ends it.
-    done = lambda state: ~(state.change > jnp.maximum(1e-3 * tol, 30 * eps))
+    done = lambda state: ~(state.change > 30 * eps)
     state = _State(jnp.zeros_like(C[:, 0]), start, jnp.asarray(jnp.inf, C.dtype))
     end, steps = iterate(step, done, state, max_steps, None)
     return UnitBall().project(jnp.where(idle[:, None], start, end.rows)), steps
