@@ -1,7 +1,8 @@
 """A training in a process of its own, one of several or one that is killed: `python -m tests.outer.child OPTIONS`.
 
 `OPTIONS` is a JSON object: `processes`, `rank` and `port` where there are several; `devices` of each; `steps`, `every`,
-`checkpoint`; `out`, a file for what it ends with; `die_in_save`, the number of the save in which it kills itself.
+`checkpoint`; `heartbeat`, the seconds after which a silent process is given up; `out`, a file for what it ends with;
+`die_in_save`, the number of the save in which it kills itself.
 It says "start" on a line of its own before it trains, and "look N" at each look.
 """
 
@@ -20,9 +21,6 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
-
-#: A process that is gone is found out within this time.
-HEARTBEAT = 10
 
 
 def die_in_save(number: int, patch: pytest.MonkeyPatch) -> None:
@@ -45,7 +43,8 @@ def main(options: dict[str, Any]) -> None:
     processes = options.get("processes", 1)
     if processes > 1:
         address = f"127.0.0.1:{options['port']}"
-        jax.distributed.initialize(address, processes, options["rank"], heartbeat_timeout_seconds=HEARTBEAT)
+        silence = options.get("heartbeat", 100)
+        jax.distributed.initialize(address, processes, options["rank"], heartbeat_timeout_seconds=silence)
 
     import bilevel as bl
     from tests.outer.programs import compile_cheaply

@@ -56,12 +56,12 @@ def ended(process: subprocess.Popen, status: int = 0) -> str:
 
 
 def until(process: subprocess.Popen, line: str) -> None:
-    """Wait until a process says this."""
+    """Wait until a process says a line that begins with this."""
     said = []
     assert process.stdout is not None
     for spoken in process.stdout:
         said.append(spoken)
-        if spoken.strip() == line:
+        if f"{spoken.strip()} ".startswith(f"{line} "):
             return
     raise AssertionError("".join(said)[-3000:])
 
