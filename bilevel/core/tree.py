@@ -33,19 +33,20 @@ def float_arrays(tree: T) -> T:
 
 def stored(x: Any) -> np.ndarray:
     """An array as NumPy keeps it; of a random key, its data."""
-    return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+    return np.asarray(jax.random.key_data(x) if is_key(x) else x)
 
 
 def restored(data: Any, like: Any) -> Array:
     """An array of what `stored` made of one of the kind of `like`."""
     return (
         jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(like))
-        if _is_key(like)
+        if is_key(like)
         else jnp.asarray(data)
     )
 
 
-def _is_key(x: Any) -> bool:
+def is_key(x: Any) -> bool:
+    """Whether this is an array of keys of the new style."""
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 

@@ -34,7 +34,7 @@ def check_function(name: str, value: Any) -> None:
 
 def check_key(key: Any) -> None:
     """One key of the new style."""
-    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+    if not (tree.is_key(key) and key.shape == ()):
         raise ValueError(f"`key` must be a key such as jax.random.key(0), got {key!r}.")
 
 

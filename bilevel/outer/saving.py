@@ -14,7 +14,7 @@ from bilevel.outer.record import Record
 from bilevel.outer.runners import Runner
 from bilevel.outer.state import TrainingState
 from bilevel.outer.warm_starts import writable
-from bilevel.scale import Batches, CheckpointError, CheckpointFolder, Checkpoints, Rows, Saved
+from bilevel.scale import Batches, CheckpointError, CheckpointFolder, Checkpoints, Rows, Saved, gathered
 
 
 class Cut(NamedTuple):
@@ -131,22 +131,15 @@ class Saver:
 
 def _of_all(position: str | None) -> list[str] | None:
     """Where the loader of each process stands."""
-    if position is None or jax.process_count() == 1:
-        return position if position is None else [position]
-    from jax.experimental import multihost_utils
-
+    if position is None:
+        return None
     text = np.frombuffer(position.encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.asarray(len(text), np.int32))
+    lengths = gathered(np.asarray(len(text), np.int32))
     padded = np.zeros(int(np.max(lengths)), np.uint8)
     padded[: len(text)] = text
-    texts = multihost_utils.process_allgather(padded)
-    return [bytes(text[:length]).decode() for text, length in zip(texts, lengths, strict=True)]
+    return [bytes(text[:length]).decode() for text, length in zip(gathered(padded), lengths, strict=True)]
 
 
 def _anywhere(*flags: bool) -> list[bool]:
     """Which of these hold in any process."""
-    if jax.process_count() == 1:
-        return list(flags)
-    from jax.experimental import multihost_utils
-
-    return np.any(multihost_utils.process_allgather(np.asarray(flags)), axis=0).tolist()
+    return np.any(gathered(np.asarray(flags)), axis=0).tolist()

@@ -8,6 +8,7 @@ from bilevel.scale.checkpoints import (
     Saved as Saved,
 )
 from bilevel.scale.mesh import DeviceMesh as DeviceMesh, sum_over as sum_over
+from bilevel.scale.processes import gathered as gathered
 from bilevel.scale.rows import Rows as Rows
 from bilevel.scale.sources import (
     NpyShards as NpyShards,

@@ -121,7 +121,7 @@ class DeviceMesh(eqx.Module):
     def _put(self, x: Any, sharding: NamedSharding) -> Array:
         # Every process holds the whole, and puts down its own part.
         data = tree.stored(x)
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if tree.is_key(x):
             sharding = self.sharding(self.everywhere)
         placed = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
         return tree.restored(placed, x)

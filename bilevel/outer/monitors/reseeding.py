@@ -14,10 +14,10 @@ from bilevel.differentiation import argmin
 from bilevel.objectives import SparseCoding
 from bilevel.outer.callbacks import AbstractMonitor, Callback, History
 from bilevel.outer.monitors.console import say
-from bilevel.outer.monitors.processes import gathered
 from bilevel.outer.monitors.rows import writes
 from bilevel.outer.monitors.sparsity import usage
 from bilevel.outer.state import TrainingState
+from bilevel.scale import gathered
 from bilevel.solvers import AbstractSolver
 
 #: Cosine from which on two atoms are too much alike to have both: an angle of 8 degrees.

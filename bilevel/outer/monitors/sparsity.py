@@ -8,8 +8,8 @@ from jaxtyping import Array, Int, PyTree
 from bilevel.core import Solution, tree
 from bilevel.differentiation import argmin
 from bilevel.objectives import AbstractObjective, SparseCoding
-from bilevel.outer.monitors.processes import gathered
 from bilevel.outer.state import TrainingState
+from bilevel.scale import gathered
 from bilevel.solvers import AbstractSolver
 
 
