@@ -202,15 +202,14 @@ def alternate(G, b, l1, l2, bar, S, signs, size, outside, L, c, q, spare, floor,
 
 
 @inlined
-def sweep(G, l1, l2, c, q):
+def sweep(G, diagonal, l1, l2, c, q):
     """A step of coordinate descent on each of c, which keeps q = b − G c."""
     zero = G.dtype.type(0)
     for j in range(len(c)):
-        diagonal = G[j, j]
-        ahead = q[j] + diagonal * c[j]
-        new = zero
-        if diagonal + l2 > zero:
-            new = np.sign(ahead) * max(abs(ahead) - l1, zero) / (diagonal + l2)
+        ahead, new = q[j] + diagonal[j] * c[j], zero
+        # Most are zero and stay so, and a division takes as long as all else for them.
+        if abs(ahead) > l1 and diagonal[j] + l2 > zero:
+            new = np.sign(ahead) * (abs(ahead) - l1) / (diagonal[j] + l2)
         step = new - c[j]
         if step != zero:
             c[j] = new
@@ -219,7 +218,7 @@ def sweep(G, l1, l2, c, q):
 
 
 @inlined
-def approach(G, b, l1, l2, S, size, support, c, q, spare, upper, lower, tol, sweeps):
+def approach(G, diagonal, b, l1, l2, S, size, support, c, q, spare, upper, lower, tol, sweeps):
     """Sweeps over all of c, whose support S has the values `support`, until its error is `tol`.
 
     Returns the sweeps taken, and the error.
@@ -230,12 +229,12 @@ def approach(G, b, l1, l2, S, size, support, c, q, spare, upper, lower, tol, swe
         error = optimality_error(b, l1, l2, c, q, upper, lower, spare)
         if not error > tol or taken >= sweeps:
             return taken, error
-        sweep(G, l1, l2, c, q)
+        sweep(G, diagonal, l1, l2, c, q)
         taken += 1
 
 
 @inlined
-def descend(G, b, l1, l2, c, q, spare, upper, lower, tol, goal, sweeps):
+def descend(G, diagonal, b, l1, l2, c, q, spare, upper, lower, tol, goal, sweeps):
     """Coordinate descent on all of c until its error is `goal`, or `PATIENCE` looks after it is `tol`.
 
     Returns the sweeps taken, and the error.
@@ -255,7 +254,7 @@ def descend(G, b, l1, l2, c, q, spare, upper, lower, tol, goal, sweeps):
             return taken, error
         taken += SWEEPS
         for _ in range(SWEEPS):
-            sweep(G, l1, l2, c, q)
+            sweep(G, diagonal, l1, l2, c, q)
 
 
 @compiled
@@ -273,6 +272,10 @@ def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, p
     c = np.empty(atoms, G.dtype)
     q = np.empty(atoms, G.dtype)
     spare = np.empty(atoms, G.dtype)
+    # Each entry of G's would be in a line of the cache of its own.
+    diagonal = np.empty(atoms, G.dtype)
+    for j in range(atoms):
+        diagonal[j] = G[j, j]
     goal, floor = four * eps, four * four * four * eps
     for i in range(start, stop):
         b, code, total = B[i], C[i], zero
@@ -292,7 +295,7 @@ def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, p
         if not polish:
             size = support_of(code, S, signs, outside, c)
             sweeps = min(max_steps, APPROACH)
-            taken, errors[i] = approach(G, b, l1, l2, S, size, c, code, q, spare, upper, lower, tol, sweeps)
+            taken, errors[i] = approach(G, diagonal, b, l1, l2, S, size, c, code, q, spare, upper, lower, tol, sweeps)
         while polish or (errors[i] > tol and taken < max_steps):
             copy(b, q)
             size = support_of(code, S, signs, outside, c)
@@ -313,7 +316,7 @@ def code_samples(start, stop, G, B, l1, l2, upper, lower, eps, tol, max_steps, p
             if ended or taken >= max_steps or (tried and not errors[i] > tol):
                 break
             sweeps = min(max_steps - taken, DESCENT)
-            more, errors[i] = descend(G, b, l1, l2, code, q, spare, upper, lower, tol, goal, sweeps)
+            more, errors[i] = descend(G, diagonal, b, l1, l2, code, q, spare, upper, lower, tol, goal, sweeps)
             taken, tried = taken + more, True
             if taken >= max_steps:
                 break

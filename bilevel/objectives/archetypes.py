@@ -173,9 +173,12 @@ class Archetypes(AbstractBlockObjective):
 
     def optimality_errors(self, params: tuple[Weights, Mixtures], data: Data, units: Units) -> Scalar:
         """(gap_A + gap_B) / f; 0 where the gaps are within `ROUNDINGS` of the spread."""
-        gap, loss = sum(self.gaps(params, data)), self.smooth(params, data)
-        rounding = ROUNDINGS * jnp.finfo(data.dtype).eps * units.gradient
-        return jnp.where(gap <= rounding, 0, gap / jnp.where(loss > 0, loss, 1))
+        of_weights, of_mixtures = self.gaps(params, data)
+        return self._relative(of_weights + of_mixtures, params, data, units)
+
+    def least_error(self, params: tuple[Weights, Mixtures], data: Data, units: Units) -> Scalar:
+        """gap_A / f, as `optimality_errors`."""
+        return self._relative(self.gaps(params, data)[0], params, data, units)
 
     def gaps(self, params: tuple[Weights, Mixtures], data: Data) -> tuple[Scalar, Scalar]:
         """The most by which a change of A alone, and of B alone, could lower the loss; upper bounds of it."""
@@ -183,6 +186,10 @@ class Archetypes(AbstractBlockObjective):
         points = mixtures @ data
         slope = (weights.T @ weights) @ points - weights.T @ data
         return _gap(weights, weights @ (points @ points.T) - data @ points.T), _gap(mixtures, slope @ data.T)
+
+    def _relative(self, gap: Scalar, params: tuple[Weights, Mixtures], data: Data, units: Units) -> Scalar:
+        loss, rounding = self.smooth(params, data), ROUNDINGS * jnp.finfo(data.dtype).eps * units.gradient
+        return jnp.where(gap <= rounding, 0, gap / jnp.where(loss > 0, loss, 1))
 
 
 def mixed(mixtures: Mixtures, data: Array) -> Float[Array, "archetypes features"]:

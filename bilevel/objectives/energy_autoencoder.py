@@ -84,7 +84,7 @@ class EnergyAutoencoder(AbstractBlockObjective):
         identity = jnp.eye(self.components, dtype=data.dtype)
         atoms = jnp.concatenate([decoder_root * dictionary, encoder_root * identity], axis=1)
         samples = jnp.concatenate([decoder_root * data, encoder_root * (data @ encoder)], axis=1)
-        return SparseCoding(atoms, 1.0), samples
+        return _Extended(atoms, 1.0), samples  # pyright: ignore[reportCallIssue]
 
     def subproblem(self, index: int, params: Autoencoder, data: Data) -> Subproblem:
         if index == 0:
@@ -121,3 +121,21 @@ class EnergyAutoencoder(AbstractBlockObjective):
 
     def _weights(self, data: Data) -> tuple[Scalar, Scalar]:
         return self.decoder_weight.astype(data.dtype), self.encoder_weight.astype(data.dtype)
+
+
+# The products of the parts, which the compiler finds where they were put together.
+class _Extended(SparseCoding):
+    """Sparse coding in [D, ρ I], an atom's own feature behind its others: D Dᵀ + ρ² I, and X Dᵀ + ρ Y for [X, Y]."""
+
+    def gram(self) -> Float[Array, "atoms atoms"]:
+        atoms, own = self._parts(self.dictionary)
+        return atoms @ atoms.T + own**2
+
+    def correlations(self, data: Data) -> Float[Array, "samples atoms"]:
+        atoms, own = self._parts(self.dictionary)
+        samples, encoded = self._parts(data)
+        return samples @ atoms.T + own[0, 0] * encoded
+
+    def _parts(self, rows: Array) -> tuple[Array, Array]:
+        features = rows.shape[1] - len(self.dictionary)
+        return rows[:, :features], rows[:, features:]

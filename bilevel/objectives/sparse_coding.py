@@ -97,6 +97,14 @@ class SparseCoding(AbstractLeastSquares):
         ridge = jnp.broadcast_to(self.l2, self.dictionary.shape[:1])
         return LeastSquares(self.dictionary.T, data.T, ridge) if self.loss is None else None
 
+    def gram(self) -> Float[Array, "atoms atoms"]:
+        """D Dᵀ."""
+        return self.dictionary @ self.dictionary.T
+
+    def correlations(self, data: Data) -> Codes:
+        """X Dᵀ. With the squared error, codes depend on it and on D Dᵀ alone."""
+        return data @ self.dictionary.T
+
     def hessian(self, params: Codes, data: Data) -> SampleHessian:
         reconstruction = None if self.loss is None else params @ self.dictionary
         return SampleHessian(self.dictionary, self.l2, self._support(params, data), data, reconstruction, self.loss)

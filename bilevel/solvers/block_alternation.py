@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
 
 from bilevel.core import Solution, tree
-from bilevel.objectives import AbstractObjective
+from bilevel.objectives import AbstractBlockObjective, AbstractObjective
 from bilevel.objectives.blocks import children, subproblem, value_after, with_child
 from bilevel.solvers.base import AbstractSolver, check_options
 from bilevel.solvers.descent import descend, rounding
@@ -93,10 +93,16 @@ class BlockAlternation(AbstractSolver):
                 params, value = tree.where(refused, params, trial.params), jnp.where(refused, value, trial.value)
                 values.append(jax.lax.stop_gradient(value))
                 counts.append(trial.steps)
-            error = objective.optimality_error(params, data, units)
+            still = _same(params, state.params)
+            if unroll is None and isinstance(objective, AbstractBlockObjective):
+                # Where a bound from below exceeds the tolerance, there is a next round, and no need to know more.
+                bound, last = objective.least_error(params, data, units), still | (state.round + 1 >= self.max_steps)
+                whole = lambda: objective.optimality_error(params, data, units)
+                error = jax.lax.cond((bound > tol) & ~last, lambda: bound, whole)
+            else:
+                error = objective.optimality_error(params, data, units)
             history = state.history.at[state.round].set(jnp.stack(values))
             steps = state.steps.at[state.round].set(jnp.stack(counts))
-            still = _same(params, state.params)
             return _State(
                 params, state.params, reach, value, state.value, error, state.round + 1, history, steps, still
             )

@@ -123,7 +123,7 @@ def _newton(
             return jax.scipy.linalg.solve(system, right, assume_a="pos")
 
         # How far from the sphere a row ends is its error, up to a factor near 1. Negated, so that NaN ends it.
-        enough = ~(jnp.max(jnp.where(bounded, jnp.abs(norms - 1), 0)) > 0.1 * tol)
+        enough = ~(jnp.max(jnp.where(bounded, jnp.abs(norms - 1), 0)) > 0.5 * tol)
         moved = jax.lax.cond(enough, lambda: jnp.zeros_like(norms), move)
         multipliers = jnp.maximum(state.multipliers + moved, 0)
         change = jnp.abs(multipliers - state.multipliers) / (jnp.diagonal(A) + floor + multipliers)

@@ -102,13 +102,12 @@ def _by_kernel(
     max_steps: int,
     polish: bool,
 ) -> _Outcome:
-    D = objective.dictionary
-    gram, (samples, atoms) = D @ D.T, init.shape
+    gram, (samples, atoms) = objective.gram(), init.shape
     size = min(samples, max(1, BLOCK_SIZE // atoms))
 
     def code(block: Float[Array, "size features"], start: Codes) -> tuple[Codes, Scalar, Int[Array, ""]]:
         options = (objective.l1, objective.l2, start, tol, max_steps, polish)
-        codes, errors, steps = code_samples(gram, block @ D.T, *options)
+        codes, errors, steps = code_samples(gram, objective.correlations(block), *options)
         return codes, jnp.max(errors), jnp.max(steps)
 
     def code_block(i: Array, carry: tuple[Codes, Scalar, Int[Array, ""]]) -> tuple[Codes, Scalar, Int[Array, ""]]:
@@ -176,9 +175,8 @@ class _Problem(NamedTuple):
 
     @classmethod
     def of(cls, objective: SparseCoding, data: Float[Array, "samples features"]) -> "_Problem":
-        D = objective.dictionary
         lipschitz = objective.local_lipschitz(objective.init(data), data)
-        return cls(objective, data, D @ D.T, data @ D.T, lipschitz)
+        return cls(objective, data, objective.gram(), objective.correlations(data), lipschitz)
 
     def prox_gradient(self, codes: Codes) -> Codes:
         gradient = codes @ self.gram + self.objective.l2 * codes - self.correlations
