@@ -52,6 +52,10 @@ def latest(text: Path) -> tuple[NotebookNode, Path | None]:
 def as_page(text: Path) -> Page:
     """The page of a notebook."""
     notebook, folder = latest(text)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            # Progress bars, and what compilers and kernels say of themselves.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     resources = {"unique_key": text.stem, "output_files_dir": text.stem}
     body, resources = MarkdownExporter().from_notebook_node(notebook, resources)
     note = f'!!! note "`notebooks/{text.name}`"\n    {WORDS[folder]}'

@@ -19,6 +19,9 @@ NAME = re.compile(r"(?<![\[`])`((?:bl|bilevel|jax|jaxopt|lineax|optax|sklearn)(?
 #: `<!-- tables of measured/sparse_coding.md -->`
 TABLES = re.compile(r"^<!-- tables of (\S+) -->$", re.MULTILINE)
 NOTEBOOKS = "<!-- list of notebooks -->"
+CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
+#: `sklearn.linear_model` within code, not a number.
+DOT = re.compile(r"(?<=[\w)])\.(?=[A-Za-z_])(?=[^<>]*</)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -51,6 +54,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     parts = FENCE.split(markdown)
     parts[::2] = [NAME.sub(lambda match: _link(match, page, _documented(files)), part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Names in tables may break after their dots."""
+    broken = lambda match: re.sub(r"<code>.*?</code>", lambda code: DOT.sub(".<wbr>", code[0]), match[0])
+    return CELL.sub(broken, html)
 
 
 def _tables(path: str, page: Any, files: Files) -> str:
