@@ -13,10 +13,10 @@ Without: a dictionary for patches of a photograph, 12 × 12, l1 = 0.15, by this 
 scikit-learn's `MiniBatchDictionaryLearning` and by SPAMS's `trainDL`, all from the same atoms, with batches of 256
 samples, in 32 bits (SPAMS and scikit-learn in 64), on all cores but for scikit-learn, which by default takes one. Each
 is run for several budgets, which take turns; each budget is a training of its own, since our step size falls over its
-length. All are judged by the mean objective of held-out patches at exact codes. l2 is 1e-4 for us and SPAMS; scikit-
-learn has none, which is 5e-5 ‖c‖² of the objective. A target is a distance from the least objective that any of them
-reached. The two rivals are online learners that store sufficient statistics of past codes and take no gradient steps:
-for this problem, they are specialists.
+length. All are judged by the mean objective of held-out patches at exact codes. l2 is 1e-4 for us and SPAMS;
+scikit-learn has none, which is 5e-5 ‖c‖² of the objective. A target is a distance from the least objective that any of
+them reached. The two rivals are online learners that store sufficient statistics of past codes and take no gradient
+steps: for this problem, they are specialists.
 """
 
 import time
