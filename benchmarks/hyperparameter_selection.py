@@ -1,7 +1,7 @@
 """How good hyperparameters are after how much time, by hypergradients, grid search and random search.
 
 It chooses strengths of a penalty by the mean squared error over five folds (quick: the first problem): of ridge
-regression on diabetes; of the Lasso on 500 samples of 1000 features; and of ridge regression with a strength for each
+regression on diabetes; of the Lasso on 250 samples of 500 features; and of ridge regression with a strength for each
 of 40 features, of which five matter. All ways evaluate the same compiled program, each solve from the weights of the
 last one, so that they differ only in where they look: `RidgeTuned` and `ElasticNetTuned` on their coarse grid and then
 along hypergradients; grid search from strong to weak, and on the same grid from coarse to fine, which has looked
@@ -52,14 +52,14 @@ class Problem(NamedTuple):
 def problems() -> dict[str, Problem]:
     X, y = load_diabetes(return_X_y=True)
     X = X / X.std(axis=0)
-    sparse = make_regression(500, 1000, noise=40, random_state=42)
+    sparse = make_regression(250, 500, noise=40, random_state=42)
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(60, 40))
     target = mixed[:, :5] @ np.array([2.0, -2.0, 2.0, -2.0, 2.0]) + rng.normal(size=60)
     ridge_cv = RidgeCV(np.geomspace(1e-3, 1e4, GRID_SIZE), cv=CV, scoring="neg_mean_squared_error")
     return {
         "Ridge on diabetes": Problem(X, y, RidgeTuned(cv=CV), ridge_cv),
-        "Lasso of 1000 features": Problem(
+        "Lasso of 500 features": Problem(
             *sparse, ElasticNetTuned(l1_ratio=1.0, cv=CV, max_iter=10), LassoCV(alphas=GRID_SIZE, cv=CV)
         ),
         "Ridge with 40 strengths": Problem(mixed, target, RidgeTuned(per_feature=True, cv=CV, max_iter=50), ridge_cv),

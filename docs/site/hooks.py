@@ -22,7 +22,7 @@ SMALL = re.compile(r"\b\d[\d.]*e-\d+\b")
 NOTEBOOKS, MEASURED = "<!-- list of notebooks -->", "<!-- list of measurements -->"
 CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
 #: `sklearn.linear_model` within code, not a number.
-DOT = re.compile(r"(?<=[\w)])\.(?=[A-Za-z_])(?=[^<>]*</)")
+DOT = re.compile(r"(?<=[\w)])(?<!\bbl)\.(?=[A-Za-z_])(?=[^<>]*</)")
 
 
 def on_files(files: Files, config: Any) -> Files:
