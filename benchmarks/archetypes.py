@@ -24,8 +24,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 
-from benchmarks.figures import bars
-from benchmarks.measure import interleaved
+from benchmarks.figures import ranking
+from benchmarks.measure import interleaved, resident
 from benchmarks.results import Results, Rows, tabulate
 from bilevel.estimators import ArchetypalAnalysis
 
@@ -109,16 +109,10 @@ def _pair(model: Any) -> tuple[np.ndarray, np.ndarray]:
     return (model.weights_, model.mixtures_) if isinstance(model, ArchetypalAnalysis) else (model.A_, model.B_)
 
 
-def peak_memory() -> float:
-    """Of this process so far, in GiB. `getrusage` would count what its parent had used before it started, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
-
-
 def one_large_fit() -> None:
     """Prints what a process of its own measures."""
     X, _ = HUGE.make()
-    before = peak_memory()
+    before = resident("VmHWM")
     timed = interleaved({"fit": lambda: ArchetypalAnalysis(HUGE.vertices, random_state=0).fit(X)}, 1)["fit"]
     model = timed.result
     row = {
@@ -128,7 +122,7 @@ def one_large_fit() -> None:
         "seconds": timed.median,
         "rounds": model.n_iter_,
         "gap": gap(X, model.weights_, model.mixtures_),
-        "peak memory, GiB": peak_memory(),
+        "peak memory, GiB": resident("VmHWM"),
         "of it before the fit": before,
     }
     print(json.dumps(row))
@@ -151,4 +145,8 @@ def run(quick: bool) -> Results:
         parts["A hundred thousand samples"] = memory
     tables = tabulate("archetypes", parts)
     title = "Five archetypes" if quick else "Ten thousand samples"
-    return Results(tables, {title: bars(tables[title], "solver", "seconds", "gap", title)}, "64 bits")
+    return Results(
+        tables,
+        {title: ranking(tables[title], "solver", "seconds", "gap", f"Archetypal analysis, {title.lower()}")},
+        "64 bits",
+    )

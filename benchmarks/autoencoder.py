@@ -3,7 +3,8 @@
 It learns 200 atoms, a decoder D and an encoder E with λd = λe = 10, from the
 1764 non-overlapping 12 × 12 patches of Barbara (512 × 512, gray, in [0, 1]), in 64 bits:
 
-    min over Z, D, E of  ½ λd ‖X − Z D‖² + ½ λe ‖Z − X E‖² + ‖Z‖₁,   atoms and columns of the encoder in the unit ball.
+    min over Z, D, E of  ½ λd ‖X − Z D‖² + ½ λe ‖Z − X E‖² + ‖Z‖₁,
+    atoms and columns of the encoder in the unit ball.
 
 Both alternate between Z, D and E from the same random start, twenty rounds (quick: it one). PyUNLocBoX takes
 accelerated proximal gradient steps (its `forward_backward` with FISTA, steps of one over the Lipschitz constant, inner
@@ -22,12 +23,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 import bilevel as bl
+from benchmarks.figures import plain_ticks, tidy
 from benchmarks.results import Results, Rows
 from bilevel.datasets import extract_patches, load_photograph
 from bilevel.objectives import Autoencoder, EnergyAutoencoder
+from bilevel.plots.colors import GRAY, VERMILION
 
 #: The most rounds that this library may take to the objective of the other.
 PATIENCE = 60
@@ -137,14 +141,18 @@ def facts(name: str, run: Run) -> dict[str, str]:
 
 def draw(runs: dict[str, Run]) -> "Figure":
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
-    for (name, run), color in zip(runs.items(), ("tab:red", "tab:gray"), strict=False):
-        axes[0].plot(np.arange(1, len(run.objective)) / 3, run.objective[1:], color=color, label=name)
-        axes[1].plot(run.seconds[1:], run.objective[1:], color=color, label=name)
-    axes[0].set(xlabel="rounds", ylabel="objective", yscale="log", title="The energy auto-encoder on Barbara")
+    for (name, run), color in zip(runs.items(), (VERMILION, GRAY), strict=False):
+        axes[0].plot(np.arange(1, len(run.objective)) / 3, run.objective[1:], color=color, lw=2, label=name)
+        axes[1].plot(run.seconds[1:], run.objective[1:], color=color, lw=2, label=name)
+    figure.suptitle("The energy auto-encoder on Barbara")
+    axes[0].set(xlabel="rounds", ylabel="objective", yscale="log")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set(xlabel="seconds", xscale="log")
     axes[0].legend(frameon=False)
     for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
+        tidy(ax)
+    plain_ticks(axes[0].yaxis)
+    plain_ticks(axes[1].xaxis)
     return figure
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import bilevel as bl
-from benchmarks.figures import bars
+from benchmarks.figures import ranking
 from benchmarks.measure import ATOMS, L1, L2, Patches, interleaved, patches, relative_gaps, stepsize_of
 from benchmarks.results import Results, Rows, tabulate
 
@@ -213,5 +213,5 @@ def run(quick: bool) -> Results:
     }
     tables = tabulate("hypergradient", parts)
     title = f"Value and gradient in a dictionary of {ATOMS} atoms, 32 bits"
-    figure = bars(tables["In 32 bits"], "way", "value and gradient, s", "error", title)
+    figure = ranking(tables["In 32 bits"], "way", "value and gradient, s", "error", title)
     return Results(tables, {"Seconds and error of value and gradient": figure}, "32 and 64 bits")

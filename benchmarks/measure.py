@@ -1,8 +1,10 @@
 """What the benchmarks of speed share: real patches, the gap by which codes are judged, and interleaved timings."""
 
 import importlib
+import re
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +65,22 @@ def rival(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         return None
+
+
+def resident(line: str) -> float | None:
+    """GiB of memory that this process has now ("VmRSS") or had at most ("VmHWM"), by Linux, None elsewhere.
+
+    `getrusage` would count what its parent had used before it started, too."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{line}:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) / 2**20 if found else None
+
+
+def forget_peak() -> None:
+    """Let "VmHWM" begin anew, on Linux: what went before may have taken more for a moment."""
+    references = Path("/proc/self/clear_refs")
+    if references.exists():
+        references.write_text("5")
 
 
 class Timed(NamedTuple):

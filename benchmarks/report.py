@@ -2,6 +2,8 @@
 
 import html
 import json
+import re
+import textwrap
 from pathlib import Path
 
 from benchmarks.results import cell, footer
@@ -29,10 +31,18 @@ def _link(name: str) -> str:
     return f'<a href="#{html.escape(name)}">{_title(name)}</a>'
 
 
+def _prose(text: str) -> str:
+    """A paragraph of a docstring, with its `code` and **stress**; an indented one is a formula."""
+    if text.startswith("    "):
+        return f"<pre>{html.escape(textwrap.dedent(text))}</pre>"
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return "<p>" + re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text, flags=re.DOTALL) + "</p>"
+
+
 def _section(path: Path) -> list[str]:
     record = json.loads(path.read_text())
     parts = [f'<h2 id="{html.escape(record["benchmark"])}">{_title(record["benchmark"])}</h2>']
-    parts += [page.paragraph(text) for text in record["text"].split("\n\n")]
+    parts += [_prose(text) for text in record["text"].split("\n\n")]
     parts += [page.figure((path.parent / file).read_bytes(), title) for title, file in record["figures"].items()]
     for title, rows in record["tables"].items():
         cells = [[cell(value) for value in row.values()] for row in rows]

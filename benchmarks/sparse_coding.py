@@ -7,7 +7,6 @@ bits, never what a solver says of itself. "Warm" starts from the codes of a dict
 come with `make .venv-bench/.installed`.
 """
 
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +19,21 @@ import numpy as np
 from sklearn.decomposition import sparse_encode
 
 import bilevel as bl
-from benchmarks.figures import bars
-from benchmarks.measure import ATOMS, L1, L2, Patches, interleaved, moved, patches, relative_gaps, rival, stepsize_of
+from benchmarks.figures import ranking
+from benchmarks.measure import (
+    ATOMS,
+    L1,
+    L2,
+    Patches,
+    forget_peak,
+    interleaved,
+    moved,
+    patches,
+    relative_gaps,
+    resident,
+    rival,
+    stepsize_of,
+)
 from benchmarks.results import Results, Rows, tabulate
 
 
@@ -164,23 +176,20 @@ def sizes(counts: tuple[int, ...], repeats: int) -> Rows:
 
 
 def million() -> Rows:
-    """A million samples: the peak of resident memory, beyond input and output."""
+    """A million samples: the peak of resident memory, beyond input and output, where Linux tells it."""
     base = patches(10_000)
     D, l1 = jnp.asarray(base.D, jnp.float32), jnp.asarray(L1, jnp.float32)
     X = jnp.asarray(np.resize(base.X, (1_000_000, base.X.shape[1])).astype(np.float32))
     zero = jnp.zeros((len(X), len(D)))
     jax.block_until_ready((X, zero))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
+    forget_peak()
     start = time.perf_counter()
     codes = jax.block_until_ready(code(D, X, l1, zero))
     seconds = time.perf_counter() - start
-    beyond = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) - codes.nbytes
-    row = {
-        "samples": len(X),
-        "seconds, with compilation": seconds,
-        "peak GiB beyond": beyond / 2**30,
-    }
-    return [row]
+    peak = resident("VmHWM")
+    beyond = None if before is None or peak is None else peak - before - codes.nbytes / 2**30
+    return [{"samples": len(X), "seconds, with compilation": seconds, "peak GiB beyond input and output": beyond}]
 
 
 def run(quick: bool) -> Results:
@@ -198,5 +207,5 @@ def run(quick: bool) -> Results:
     with jax.enable_x64(False):
         tables = tabulate("sparse coding", parts)
     title = f"Codes of {tables['Rivals'][0]['samples']} patches in {ATOMS} atoms"
-    figure = bars(tables["Rivals"], "solver", "seconds", "worst gap", title)
+    figure = ranking(tables["Rivals"], "solver", "seconds", "worst gap", title)
     return Results(tables, {"Seconds and worst duality gap": figure}, "32 bits")

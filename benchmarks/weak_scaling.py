@@ -3,7 +3,8 @@
 The step is that of task-driven dictionary learning: B samples on each of n devices, m features, p atoms, K outputs of
 the task, codes with s entries in use, numbers of w bytes. Per device it costs
 
-    t(B) = t₀ + B t₁,        t_n(B) = t(B) + c(n),        c(n) = 2 (n − 1)/n · R w / W + 2 ⌈log₂ n⌉ a,
+    t(B) = t₀ + B t₁,        t_n(B) = t(B) + c(n),
+    c(n) = 2 (n − 1)/n · R w / W + 2 ⌈log₂ n⌉ a,
 
 with t₀ for what every device does whatever its samples (Gram matrix, optimizer), t₁ for a sample, and c(n) for the one
 all-reduce of R = p m + p K + 1 + 4 n numbers: its bandwidth term is that of a ring, with W bytes a second and link, its
@@ -47,6 +48,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import bilevel as bl
+from benchmarks.figures import plain_ticks, tidy
 from benchmarks.measure import ATOMS, L1, L2, interleaved, moved, patches
 from benchmarks.results import Results, Rows, tabulate
 from bilevel.plots.colors import series
@@ -284,7 +286,7 @@ def work(problem: Problem, samples: int) -> Rows:
         for name, (unit, formula, cost) in terms.items()
     ]
     for unit, found in (("operations", operations(problem, on_cpu=True)), ("bytes", traffic(problem))):
-        rows.append({"what": "sum", "unit": unit, "formula": "", f"at B = {samples}": total(found).of(samples)})
+        rows.append({"what": "sum", "unit": unit, "formula": "", f"at B = {samples}": float(total(found).of(samples))})
     numbers = {"what": "all-reduce", "unit": "bytes", "formula": "w (p m + p K + 1 + 4 n), n = 8"}
     rows.append({**numbers, f"at B = {samples}": float(WIDTH * problem.reduced(8))})
     return rows
@@ -299,9 +301,9 @@ def compiled(problem: Problem, measured: Measured) -> Rows:
             {
                 "samples": int(size),
                 "operations, compiler": found["flops"],
-                "operations, model without foreign calls": total(products).of(int(size)),
+                "operations, model without foreign calls": float(total(products).of(int(size))),
                 "bytes, compiler": found["bytes"],
-                "bytes, model": total(traffic(problem)).of(int(size)),
+                "bytes, model": float(total(traffic(problem)).of(int(size))),
             }
         )
     return rows
@@ -404,16 +406,19 @@ def extrapolated(problem: Problem, large: Problem, a_sample: float) -> Rows:
 
 def draw(problem: Problem, measured: Measured) -> "Figure":
     """Left, measured on shared cores; right, the model on assumed accelerators."""
-    figure, (here, there) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (here, there) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
     alone, counts = measured.seconds(1), list(measured.devices)
     for index, size in enumerate(alone):
         color, marker = series(index)["color"], series(index)["marker"]
         points = [1e3 * measured.seconds(n)[size] for n in counts]
         model = [1e3 * (n * alone[size] + measured.all_reduce(n)) for n in counts]
-        here.plot(counts, points, marker=marker, color=color, ls="none", label=f"{size} samples on each")
+        # Hollow, so that one does not hide the other.
+        options: dict[str, Any] = dict(marker=marker, color=color, ls="none", mfc="none", mew=1.8, ms=8)
+        here.plot(counts, points, label=f"{size} samples on each", **options)
         here.plot(counts, model, color=color, lw=1)
     here.set(title="measured: devices that share this machine's cores", ylabel="milliseconds a step", yscale="log")
     here.plot([], [], color="gray", lw=1, label="model: n t(B) + c(n)")
+    here.margins(y=0.1)
     sizes, many = (64, 256, 1024, 4096), [2**i for i in range(10)]
     for index, size in enumerate(sizes):
         for (name, link), style in zip(LINKS.items(), (":", "-", "--"), strict=True):
@@ -429,9 +434,10 @@ def draw(problem: Problem, measured: Measured) -> "Figure":
         ax.set_xscale("log", base=2)
         ax.set(xlabel="devices", xticks=ticks, xticklabels=ticks)
         ax.minorticks_off()
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=8)
+        tidy(ax)
+        # Below, where it hides no line.
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    plain_ticks(here.yaxis)
     return figure
 
 

@@ -18,8 +18,9 @@
 # A solver stops at an iterate $\hat w$ near $w^*(\theta) = \operatorname{argmin}_w f(w, \theta)$. With
 # $F = \nabla_w f$, there are two ways to the Jacobian of $w^*$ in $\theta$ from there:
 #
-# $$\text{implicit:}\quad J(\hat w) = -\,\partial_w F(\hat w, \theta)^{-1}\, \partial_\theta F(\hat w, \theta),
-# \qquad\qquad \text{unrolled:}\quad \hat J = \frac{d\hat w}{d\theta}, \text{ through all iterations.}$$
+# $$\text{implicit:}\quad J(\hat w) = -\,\partial_w F(\hat w, \theta)^{-1}\, \partial_\theta F(\hat w, \theta),$$
+#
+# $$\text{unrolled:}\quad \hat J = \frac{d\hat w}{d\theta}, \text{ through all iterations.}$$
 #
 # The claim: the error of the implicit Jacobian is at most a constant times $\|\hat w - w^*\|$, and on ridge
 # regression it is below that of the unrolled one at the same iterate (M. Blondel, Q. Berthet, M. Cuturi, R. Frostig,

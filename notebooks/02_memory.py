@@ -113,9 +113,11 @@ gradients = {name: np.array([found[1] for found in row]) for name, row in measur
 # The gradients are judged by a witness that is none of these ways. On the support $S$ of $w^*$, where its signs are
 # $s$,
 #
-# $$A w_S = X_S^\top y / n - e^{\theta_S} s, \quad A = X_S^\top X_S / n + l_2 I
-# \quad\Longrightarrow\quad
-# \partial_{\theta_j} \Phi = -\,e^{\theta_j} s_j \, (A^{-1} \nabla_{w_S} \Phi)_j \quad (j \in S), \text{ else } 0.$$
+# $$A w_S = X_S^\top y / n - e^{\theta_S} s, \quad A = X_S^\top X_S / n + l_2 I,$$
+#
+# and with it
+#
+# $$\partial_{\theta_j} \Phi = -\,e^{\theta_j} s_j \, (A^{-1} \nabla_{w_S} \Phi)_j \quad (j \in S), \text{ else } 0.$$
 
 
 # %%

@@ -17,8 +17,10 @@
 # be chosen by the error on held-out samples:
 #
 # $$\min_\theta \; \tfrac12 \| X_{\text{val}} W(\beta^*(\theta), \theta) - Y_{\text{val}} \|^2, \qquad
-# \beta^*(\theta) = \mathrm{argmin}_{\beta_i \in \triangle} \; \tfrac{\theta}{2} \|W(\beta, \theta)\|^2 +
-# \langle \beta, Y \rangle, \qquad W(\beta, \theta) = X^\top (Y - \beta) / \theta.$$
+# W(\beta, \theta) = X^\top (Y - \beta) / \theta,$$
+#
+# $$\beta^*(\theta) = \mathrm{argmin}_{\beta_i \in \triangle} \; \tfrac{\theta}{2} \|W(\beta, \theta)\|^2 +
+# \langle \beta, Y \rangle.$$
 #
 # **What does the derivative of the outer loss cost as features become many: by going back through the iterations of
 # the solver, and by the equation that their end satisfies?**

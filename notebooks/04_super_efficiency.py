@@ -109,8 +109,8 @@ def exact(problem, theta, given):
 #   \|Xw - \theta\|^2 + \frac{\alpha}{2} \|w\|^2$ is quadratic in $(w, \theta)$ together.
 # - **Ridge regression, $\theta$ its strengths**, one for each feature: $f(w, \theta) = \frac{1}{2n} \|Xw - y\|^2 +
 #   \frac12 \sum_j \theta_j w_j^2$ is quadratic in $w$, and not in $(w, \theta)$. Here $H$ is constant, $B$ is diag $w$,
-#   and the implicit estimator is $\frac12 w_j^2 - w_j (H^{-1} \nabla_w f)_j = \frac12 w_j^2 - w_j \delta_j = \frac12
-#   w_j^{*2} - \frac12 \delta_j^2$: its error is $-\frac12 \delta_j^2$, no more and no less.
+#   and the implicit estimator is $\frac12 w_j^2 - w_j (H^{-1} \nabla_w f)_j = \frac12 w_j^2 - w_j \delta_j$, which is
+#   $\frac12 w_j^{*2} - \frac12 \delta_j^2$: its error is $-\frac12 \delta_j^2$, no more and no less.
 # - **Logistic regression, $\theta$ its strengths** (breast cancer, 569 tumors, 30 features).
 
 

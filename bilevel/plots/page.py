@@ -18,7 +18,12 @@ table { border-collapse: collapse; margin: 1.2rem 0; } caption { text-align: lef
 th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd; text-align: right; } th:first-child,
 td:first-child { text-align: left; } thead th { border-bottom: 2px solid #444; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption, footer { color: #555; font-size: .92rem; }
-math { font-size: 1.1em; }
+math { font-size: 1.1em; } code, pre { font-size: .86em; } pre { overflow-x: auto; }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; } body { background: #1e1f24; color: #ddd; } a { color: #8ab4f8; }
+  caption, figcaption, footer { color: #aaa; } th, td { border-color: #444; } thead th { border-color: #999; }
+  img { background: #fff; padding: .3rem; box-sizing: border-box; }
+}
 """
 
 

@@ -52,6 +52,9 @@ def latest(text: Path) -> tuple[NotebookNode, Path | None]:
 def as_page(text: Path) -> Page:
     """The page of a notebook."""
     notebook, folder = latest(text)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _for_readers(cell.outputs)
     resources = {"unique_key": text.stem, "output_files_dir": text.stem}
     body, resources = MarkdownExporter().from_notebook_node(notebook, resources)
     note = f'!!! note "`notebooks/{text.name}`"\n    {WORDS[folder]}'
@@ -59,6 +62,18 @@ def as_page(text: Path) -> Page:
     body = re.sub(r"\n*(\$\$.+?\$\$)\n*", r"\n\n\1\n\n", body, flags=re.DOTALL)
     heading, rest = body.lstrip().split("\n", 1)
     return Page(f"{heading}\n\n{note}\n\n{_described(rest, heading)}", resources["outputs"])
+
+
+def _for_readers(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Without progress bars and what compilers and kernels say of themselves; what is printed in one piece."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        printed = output.get("name") == "stdout"
+        if printed and kept and kept[-1].get("name") == "stdout":
+            kept[-1].text += output.text
+        elif printed or output.output_type != "stream":
+            kept.append(output)
+    return kept
 
 
 def _described(body: str, heading: str) -> str:

@@ -18,7 +18,11 @@ FENCE = re.compile(r"(^ *```.*?^ *```[ \t]*$)", re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"(?<![\[`])`((?:bl|bilevel|jax|jaxopt|lineax|optax|sklearn)(?:\.\w+)+)(\([^`\n]*\))?`(?![\]`])")
 #: `<!-- tables of measured/sparse_coding.md -->`
 TABLES = re.compile(r"^<!-- tables of (\S+) -->$", re.MULTILINE)
-NOTEBOOKS = "<!-- list of notebooks -->"
+SMALL = re.compile(r"\b\d[\d.]*e-\d+\b")
+NOTEBOOKS, MEASURED = "<!-- list of notebooks -->", "<!-- list of measurements -->"
+CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
+#: `sklearn.linear_model` within code, not a number.
+DOT = re.compile(r"(?<=[\w)])(?<!\bbl)\.(?=[A-Za-z_])(?=[^<>]*</)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -43,14 +47,26 @@ def _spelled_out(entry: Any, files: Files) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Put in measured tables and the list of notebooks; link names of the library, outside of blocks of code."""
+    """Put in measured tables and the lists of notebooks and measurements; link names, outside of blocks of code."""
     markdown = TABLES.sub(lambda match: _tables(match[1], page, files), markdown)
     if NOTEBOOKS in markdown:
         links = (f"- [{executed.title(text)}]({text.stem}.md)" for text in executed.TEXTS)
         markdown = markdown.replace(NOTEBOOKS, "\n".join(links))
+    if MEASURED in markdown:
+        markdown = markdown.replace(MEASURED, _measurements(files))
     parts = FENCE.split(markdown)
     parts[::2] = [NAME.sub(lambda match: _link(match, page, _documented(files)), part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """In tables names may break after their dots, and numbers such as 1e-8 may not break."""
+
+    def of_cell(match: re.Match) -> str:
+        cell = re.sub(r"<code>.*?</code>", lambda code: DOT.sub(".<wbr>", code[0]), match[0])
+        return SMALL.sub(r'<span class="number">\g<0></span>', cell)
+
+    return CELL.sub(of_cell, html)
 
 
 def _tables(path: str, page: Any, files: Files) -> str:
@@ -59,6 +75,16 @@ def _tables(path: str, page: Any, files: Files) -> str:
     if not tables:
         raise PluginError(f"{page.file.src_uri}: there are no tables in {path!r}")
     return "\n".join(tables)
+
+
+def _measurements(files: Files) -> str:
+    """The pages of benchmarks with what each asks, its first paragraph."""
+    pages = [f for f in files.documentation_pages() if re.fullmatch(r"measured/(?!index).+\.md", f.src_uri)]
+    entries = []
+    for page in sorted(pages, key=lambda page: page.src_uri):
+        heading, asks, *_ = page.content_string.split("\n\n")
+        entries.append(f"- [{heading.strip('# ')}]({Path(page.src_uri).name}). {' '.join(asks.split())}")
+    return "\n".join(entries)
 
 
 def _link(match: re.Match, page: Any, documented: dict[int, str]) -> str:
