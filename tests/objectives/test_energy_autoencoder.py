@@ -96,13 +96,34 @@ def test_the_derivative_of_its_codes_is_that_of_finite_differences():
         assert min(abs(slope - d) for d in differences) <= 1e-6 * max(abs(slope), 1e-2), i
 
 
+def test_the_products_that_its_codes_depend_on_are_those_of_all_it_consists_of():
+    problem, samples = PROBLEM.coding(PARAMS.dictionary, PARAMS.encoder, jnp.asarray(X))
+    atoms = np.hstack([np.sqrt(DECODER) * D, np.sqrt(ENCODER) * np.eye(ATOMS)])
+    both = np.hstack([np.sqrt(DECODER) * X, np.sqrt(ENCODER) * X @ E])
+    np.testing.assert_allclose(problem.gram(), atoms @ atoms.T, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(problem.correlations(samples), both @ atoms.T, rtol=1e-12, atol=1e-13)
+
+
 @compiled
-def alternate(problem, X, init):
-    return bl.argmin(problem, X, init=init, solver=bl.solvers.BlockAlternation(1e-6, 400), throw=False)
+def alternate(problem, X, init, max_steps=400):
+    solver = bl.solvers.BlockAlternation(1e-6, max_steps)
+    solution = bl.argmin(problem, X, init=init, solver=solver, throw=False)
+    units = problem.units(solution.params, X)
+    bounds = problem.least_error(solution.params, X, units), problem.optimality_error(solution.params, X, units)
+    return solution, bounds
+
+
+@pytest.mark.parametrize("rounds", [3, 400])
+def test_the_error_it_ends_with_is_that_of_all_blocks(rounds):
+    """Whether it met the tolerance or came to the end of its rounds."""
+    solution, (least, error) = alternate(PROBLEM, jnp.asarray(X), PARAMS, rounds)
+    assert (solution.result == bl.RESULTS.successful) == (rounds > 3)
+    assert 0 < least <= error
+    np.testing.assert_allclose(solution.stats["optimality"], error, rtol=1e-6)
 
 
 def test_alternation_ends_at_a_stationary_point_and_never_rises():
-    solution = alternate(PROBLEM, jnp.asarray(X), None)
+    solution, _ = alternate(PROBLEM, jnp.asarray(X), None)
     assert solution.result == bl.RESULTS.successful
     values = np.ravel(solution.stats["objective"])
     values = values[np.isfinite(values)]
