@@ -53,8 +53,8 @@ class Shared(eqx.Module):
     def whole(self) -> np.ndarray:
         """All of its entries, in every process."""
         far = self.mesh is not None and not self.filled.is_fully_addressable
-        filled = np.asarray(self.mesh.fetch(self.filled) if self.mesh is not None and far else self.filled)
-        return np.array(np.take(filled, np.arange(self.size), self.axis))
+        filled = self.mesh.fetch(self.filled) if self.mesh is not None and far else self.filled
+        return np.array(np.moveaxis(np.moveaxis(np.asarray(filled), self.axis, 0)[: self.size], 0, self.axis))
 
 
 def _widths(array: Array | np.ndarray, mesh: DeviceMesh, axis: int) -> list[tuple[int, int]]:

@@ -103,8 +103,8 @@ def _gap(mixtures: Array, gradient: Array) -> Scalar:
 
 
 class _Candidates(NamedTuple):
-    """For each point, samples on which it rests, in their order, with their weights, which are 0 beyond the last; and
-    the best sample of each class, with its slope."""
+    """Of the samples of each device, for each point: those on which it rests, in their order, with their weights, 0
+    beyond the last; and the best of each class of samples, with its slope."""
 
     resting: Int[Array, "*devices points width"]
     weights: Float[Array, "*devices points width"]
@@ -145,7 +145,7 @@ def _candidates(
     count: int,
     first: Int[Array, ""],
 ) -> _Candidates:
-    """Those of one point among the samples from `first` on, which are of class `first` modulo `count`, and so on."""
+    """Those of one point among the samples that are numbered from `first` on; classes are numbers modulo `count`."""
     ahead = first % count
     padded = jnp.full(-(-(len(slope) + count - 1) // count) * count, jnp.inf, slope.dtype)
     classes = jax.lax.dynamic_update_slice(padded, slope, (ahead,)).reshape(-1, count)
