@@ -124,7 +124,7 @@ def traces(problem: Problem) -> dict[str, list[Trace]]:
     recorded(problem)
     start = time.perf_counter()
     with precision(problem.X.dtype):
-        data = folds(problem.X, problem.y[:, None], CV.split(problem.X), True)
+        data = folds(problem.X, problem.y[:, None], CV.split(problem.X), True).out(None)
         grid, lower, _ = problem.model._grid(data)
     spent, width = time.perf_counter() - start, data.train[0].shape[2]
     shaped = lambda point: np.tile(point[:, None], width) if problem.model.per_feature else point

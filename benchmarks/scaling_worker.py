@@ -25,8 +25,8 @@ from bilevel.outer import runners
 STEPS, WARM_UP = 4, 2
 
 
-def trainer(D: np.ndarray, batch_size: int, mesh: Mesh) -> bl.Trainer:
-    """Task-driven dictionary learning, as in the benchmark of hypergradients, on the devices of a mesh."""
+def trainer(D: np.ndarray, batch_size: int, mesh: Mesh | None) -> bl.Trainer:
+    """Task-driven dictionary learning, as in the benchmark of hypergradients; on a mesh where there is one."""
     problem = bl.BilevelProblem(
         lambda variables, codes, batch: task_loss(codes, variables.task, batch[1]),
         bl.Variables(bl.objectives.SparseCoding(D, L1, L2), task=jnp.zeros(len(D), D.dtype)),

@@ -23,10 +23,14 @@ table: round numbers, not those of any product. Nothing was run on them. There c
 them, as many as were counted here from warm starts; the small systems on supports, dispatch, reading of data, waiting
 for the slowest device and overlap of communication with work are left out.
 
-Beside the devices each process keeps the books of the whole batch: the order of an epoch, and which sample is where.
-This grows with n B, wherever the samples are; it is measured here on its own. The extrapolated efficiency leaves it
-out, as it runs while devices compute; a column says for how many devices it takes as long as their step, by this
-machine's clock. Below that number of devices it hides behind the step, above it the books set the pace.
+Beside the devices each process keeps the books of its own samples: their order in an epoch, and which of them is where.
+This does not grow with the number of processes; it is measured here on its own, for a process with one of n devices.
+The extrapolated efficiency leaves it out, as it runs while devices compute; a column has it in units of the step, by
+this machine's clock. Below 1 it hides behind the step, above the books set the pace.
+
+Two more things that a step may wait for are measured in this process, on one device: reading of batches, by a step that
+is fed against one in a compiled loop, with the same data; and checkpoints, which are written in the background, by how
+long training stops for each.
 
 The compiler counts what its program does outside of the compiled loops, which are foreign calls to it; of bytes it
 counts inputs and outputs of every operation, the model those of whole arrays where they must be read or written.
@@ -38,9 +42,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +58,8 @@ import bilevel as bl
 from benchmarks.figures import plain_ticks, tidy
 from benchmarks.measure import ATOMS, L1, L2, interleaved, moved, patches
 from benchmarks.results import Results, Rows, tabulate
+from benchmarks.scaling_worker import STEPS, WARM_UP, trainer
+from bilevel.outer.saving import Saver
 from bilevel.plots.colors import series
 from bilevel.scale import Batches
 
@@ -206,25 +215,82 @@ def workers(devices: int, processes: int, **job: Any) -> dict[str, Any]:
     return json.loads(outputs[0][0].splitlines()[-1])
 
 
-def bookkeeping(global_batch: int, shards: int) -> float:
-    """Seconds that a process spends on each sample of the whole batch: its place in the order, amortized over an epoch
-    of four batches; its slot; and whether the last batch had it, too."""
-    batches, key = Batches(4 * global_batch, global_batch, shards), jax.random.key(0)
-    layout = batches.layout(shards)
-    order = np.asarray(batches.order(key, 0))
-
-    def rows(place: int) -> np.ndarray:
-        return np.where(layout >= 0, order[np.asarray(batches.places(place))][layout], -1)
-
+def bookkeeping(per_device: int, devices: int) -> float:
+    """Seconds that a process with one of so many devices spends on the samples of a step: their places in the order,
+    amortized over an epoch of four batches; their slots; and whether the last batch had them, too."""
+    batches, key = Batches(4 * per_device * devices, per_device * devices, devices), jax.random.key(0)
+    slots = batches.layout(devices)[:per_device]
+    order = batches.order_of(key, 0, [0])
+    rows = lambda place: order[np.asarray(batches.places(place, slots))]
     last = rows(0)
     timed = interleaved(
         {
-            "order": lambda: np.asarray(batches.order(key, 1)),
+            "order": lambda: batches.order_of(key, 1, [0]),
             "rest": lambda: np.isin(rows(1), last).any(),
         },
         repeats=5,
     )
-    return (timed["order"].median / batches.steps_per_epoch + timed["rest"].median) / global_batch
+    return timed["order"].median / batches.steps_per_epoch + timed["rest"].median
+
+
+def feeding(samples: int, epochs: int, atoms: int) -> Rows:
+    """The same steps in a compiled loop, and fed with batches from memory and from a file."""
+    X, D = (x.astype(np.float32) for x in patches(STEPS * samples, atoms))
+    labels, mesh = np.sign(X[:, 0]), jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    rows: Rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, "X.npy"), X)
+        mapped = np.load(Path(folder, "X.npy"), mmap_mode="r")
+        ways = {
+            "in a compiled loop": (None, X),
+            "fed from memory, to a mesh of one device": (mesh, X),
+            "fed from a memory map": (None, mapped),
+        }
+        for name, (where, data) in ways.items():
+            times = [0.0]
+            trainer(D, samples, where).fit(
+                (data, labels),
+                STEPS * (WARM_UP + epochs),
+                every=STEPS,
+                callback=lambda *_, times=times: times.append(time.perf_counter()),
+            )
+            seconds = np.diff(times[WARM_UP:]) / STEPS
+            rows.append(
+                {
+                    "steps": name,
+                    "samples of a batch": samples,
+                    "a step, ms": 1e3 * float(np.median(seconds)),
+                    "fastest and slowest epoch, ms": f"{1e3 * min(seconds):.3g}, {1e3 * max(seconds):.3g}",
+                }
+            )
+    return rows
+
+
+def saving(samples: int, epochs: int, atoms: int) -> Rows:
+    """For how long training stops to save: what is saved is copied, and the last save waited for."""
+    X, D = (x.astype(np.float32) for x in patches(STEPS * samples, atoms))
+    stops: list[float] = []
+    look = Saver.look
+
+    def timed(*args: Any) -> None:
+        start = time.perf_counter()
+        look(*args)
+        stops.append(time.perf_counter() - start)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Saver, "look", timed):
+        training = trainer(D, samples, jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
+        training.fit((X, np.sign(X[:, 0])), STEPS * epochs, every=STEPS, checkpoint=folder)
+        last = max(Path(folder).glob("[0-9]*"), key=lambda path: int(path.name))
+        size = sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
+    return [
+        {
+            "samples": STEPS * samples,
+            "megabytes of a checkpoint": 1e-6 * size,
+            "checkpoints": len(stops),
+            "training stops, ms": 1e3 * float(np.median(stops)),
+            "shortest and longest, ms": f"{1e3 * min(stops):.3g}, {1e3 * max(stops):.3g}",
+        }
+    ]
 
 
 def steps_elsewhere(atoms: int) -> int:
@@ -361,10 +427,10 @@ def reductions(problem: Problem, measured: Measured) -> Rows:
 
 
 def books(counts: Sequence[int]) -> Rows:
-    found = {count: bookkeeping(256 * count, count) for count in counts}
+    found = {(n, samples): bookkeeping(samples, n) for n in counts for samples in SAMPLES}
     return [
-        {"devices": n, "samples of a batch": 256 * n, "a sample, ns": 1e9 * h, "a step, ms": 1e3 * h * 256 * n}
-        for n, h in found.items()
+        {"devices": n, "samples on each": samples, "a step, ms": 1e3 * seconds, "a sample, ns": 1e9 * seconds / samples}
+        for (n, samples), seconds in found.items()
     ]
 
 
@@ -379,8 +445,8 @@ def assumptions() -> Rows:
     return rows
 
 
-def extrapolated(problem: Problem, large: Problem, a_sample: float) -> Rows:
-    """`a_sample`: seconds of bookkeeping for each of the whole batch."""
+def extrapolated(problem: Problem, large: Problem, kept: dict[int, float]) -> Rows:
+    """`kept`: seconds of bookkeeping, by the number of samples on a device."""
     rows = []
     for chosen in (problem, large):
         for name, link in LINKS.items():
@@ -398,7 +464,7 @@ def extrapolated(problem: Problem, large: Problem, a_sample: float) -> Rows:
                         "a step alone, ms": 1e3 * seconds,
                         **{f"on {n}": f"{trees[n]:.1%}" for n in MANY},
                         f"on {MANY[-1]}, latency of a ring": f"{rings[MANY[-1]]:.1%}",
-                        "devices at which bookkeeping takes as long": float(seconds / (samples * a_sample)),
+                        "bookkeeping, in steps": kept[samples] / seconds,
                     }
                 )
     return rows
@@ -448,15 +514,18 @@ def run(quick: bool) -> Results:
     support = measured.devices[1]["steps"][str(PER_DEVICE[-1])]["support"]
     problem = Problem(atoms, FEATURES, 1, support, steps_elsewhere(atoms))
     large = Problem(4096, 1024, 100, support, problem.steps)
-    kept = books((8,) if quick else MANY)
+    kept, epochs = books((8,) if quick else MANY), 3 if quick else 10
+    of_books = {row["samples on each"]: 1e-3 * row["a step, ms"] for row in kept}
     parts: dict[str, Callable[[], Rows]] = {
         "The work of a step": lambda: work(problem, PER_DEVICE[-1]),
         "What the compiler counts": lambda: compiled(problem, measured),
         "Constants of this machine": lambda: constants(problem, measured, rates),
         "Steps on devices that share these cores": lambda: shared_cores(measured),
         "All-reduces here": lambda: reductions(problem, measured),
-        "Bookkeeping of every process": lambda: kept,
+        "Bookkeeping of a process with one device": lambda: kept,
+        "Steps that are fed": lambda: feeding(PER_DEVICE[0], epochs, atoms),
+        "Stops for checkpoints": lambda: saving(PER_DEVICE[0], epochs, atoms),
         "Assumed, not measured": assumptions,
-        "Extrapolated efficiency": lambda: extrapolated(problem, large, 1e-9 * kept[-1]["a sample, ns"]),
+        "Extrapolated efficiency": lambda: extrapolated(problem, large, of_books),
     }
     return Results(tabulate("weak_scaling", parts), {"Efficiency and devices": draw(problem, measured)}, "32 bits")

@@ -6,7 +6,7 @@ from typing import Any, Self
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Int, Scalar
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.cluster import kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
@@ -14,11 +14,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from bilevel.core import Solution
-from bilevel.estimators.base import FLOATS, precision
+from bilevel.estimators.base import FLOATS, devices, precision
 from bilevel.estimators.parameters import check_parameters
 from bilevel.objectives import Archetypes, ArchetypeWeights, HullPoints, Quadratic
 from bilevel.objectives.archetypes import equal_weights, furthest_sum
 from bilevel.prox import Simplex
+from bilevel.scale import Shared
 from bilevel.solvers import BlockAlternation, ColumnGeneration
 from bilevel.solvers.descent import descend
 
@@ -51,6 +52,10 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     - `random_state`: as everywhere in scikit-learn.
     - `normalize`: whether to measure each feature in units of its standard deviation. A shift of the samples changes
       nothing in any case.
+    - `mesh`: the number of devices among which samples are shared out, with their rows of A and columns of B; None is
+      no mesh. (A number, not a `jax.sharding.Mesh`: that cannot be copied, as `clone` does.) The devices tell each
+      other sums over samples, archetypes and the few samples on which these rest, as many numbers however many samples;
+      and in every step on the weights, how the loss moved. The result is the same up to rounding.
 
     **Attributes:** `archetypes_` (archetypes, features), in the units of X; `weights_` (samples, archetypes), A;
     `mixtures_` (archetypes, samples), B; `loss_history_`, the loss at the start and after every round, in the units of
@@ -81,6 +86,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         tol: float = 1e-3,
         random_state: int | np.random.RandomState | None = None,
         normalize: bool = False,
+        mesh: int | None = None,
     ):
         self.n_archetypes = n_archetypes
         self.init = init
@@ -88,6 +94,7 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.tol = tol
         self.random_state = random_state
         self.normalize = normalize
+        self.mesh = mesh
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Find the archetypes of samples X (samples, features); y is ignored."""
@@ -109,15 +116,16 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         varies = deviation > 10 * np.finfo(X.dtype).eps * np.max(np.abs(X), axis=0)
         self._scale = np.where(varies, deviation, 1) if self.normalize else np.ones_like(deviation)
         with precision(X.dtype):
-            rows = jnp.asarray((X - mean) / self._scale)
+            rows = Shared.out((X - mean) / self._scale, devices(self.mesh))
             mixtures = self._first_mixtures(X, rows, check_random_state(self.random_state))
             # The alternation measures the gaps before the weights' last steps, which change those of the archetypes.
             tol = jnp.asarray(self.tol / 10, X.dtype)
             solution = _alternate(rows, mixtures, tol, int(self.max_iter))
-            self.mixtures_ = np.array(solution.params[1])
+            mixtures = solution.params[1]
+            self.mixtures_ = mixtures.whole()
             self.archetypes_ = self.mixtures_ @ X
             weights = self._weights(X)
-            error, loss = _verify(rows, jnp.asarray(weights), solution.params[1])
+            error, loss = _verify(rows, Shared.out(weights, rows.mesh), mixtures)
         self.weights_, self.n_iter_ = weights, int(solution.stats["num_steps"])
         rounds = np.asarray(solution.stats["objective"])[: self.n_iter_, -1]
         self.loss_history_ = np.array([float(solution.stats["objective_at_start"]), *rounds], X.dtype)
@@ -174,27 +182,25 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             # A shift of samples and archetypes alike changes no weights, and makes the problem better conditioned.
             mean = self.archetypes_.mean(axis=0)
             archetypes, rows = ((rows - mean) / self._scale for rows in (self.archetypes_, X))
-            return np.array(_solve_weights(jnp.asarray(archetypes), jnp.asarray(rows)))
+            return _solve_weights(archetypes, Shared.out(rows, devices(self.mesh))).whole()
 
-    def _first_mixtures(
-        self, X: np.ndarray, rows: Float[Array, "samples features"], random: np.random.RandomState
-    ) -> Float[Array, "archetypes samples"]:
+    def _first_mixtures(self, X: np.ndarray, rows: Shared, random: np.random.RandomState) -> Shared:
         count = int(self.n_archetypes)
         if count == 1:
-            return jnp.full((1, len(X)), 1 / len(X), X.dtype)
+            return Shared.out(np.full((1, len(X)), 1 / len(X), X.dtype), rows.mesh, axis=1)
         if not isinstance(self.init, str):
-            return _nearest_in_hull(jnp.asarray((self._given(X) - X.mean(axis=0)) / self._scale), rows)
+            return _nearest_in_hull((self._given(X) - X.mean(axis=0)) / self._scale, rows)
         if self.init not in NAMES:
             raise ValueError(f"`init` must be one of {NAMES} or an array, got {self.init!r}.")
         if self.init == "furthest_sum":
             samples = np.asarray(_furthest_sum(rows, count, jnp.asarray(random.randint(len(X)))))
         elif self.init == "k-means++":
-            samples = kmeans_plusplus(np.asarray(rows), count, random_state=random)[1]
+            samples = kmeans_plusplus(rows.whole(), count, random_state=random)[1]
         else:
             samples = random.choice(len(X), count, replace=False)
         mixtures = np.zeros((count, len(X)), X.dtype)
         mixtures[np.arange(count), samples] = 1
-        return jnp.asarray(mixtures)
+        return Shared.out(mixtures, rows.mesh, axis=1)
 
     def _given(self, X: np.ndarray) -> np.ndarray:
         shape = (int(self.n_archetypes), X.shape[1])
@@ -213,32 +219,39 @@ class ArchetypalAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
 # Functions of the module, so that a second fit of the same shapes finds its program compiled.
 @eqx.filter_jit
-def _alternate(rows: Array, mixtures: Array, tol: Scalar, max_iter: int) -> Solution:
-    solver = BlockAlternation(tol=tol, max_steps=max_iter, block_steps=STEPS, block_tol=0.01, jump=False)
-    start = (equal_weights(rows, len(mixtures)), mixtures)
-    return solver.run(Archetypes(len(mixtures)), rows, start)
+def _alternate(rows: Shared, mixtures: Shared, tol: Scalar, max_iter: int) -> Solution:
+    solver = BlockAlternation(
+        tol=tol, max_steps=max_iter, block_steps=STEPS, block_tol=0.01, jump=False, mesh=rows.mesh
+    )
+    X, B = rows.array, mixtures.array
+    solution = solver.run(Archetypes(len(B)), X, (equal_weights(X, len(B)), B))
+    A, B = solution.params
+    return Solution((rows.like(A), mixtures.like(B)), solution.result, solution.stats)
 
 
 @eqx.filter_jit
-def _solve_weights(archetypes: Array, rows: Array) -> Array:
-    problem = Quadratic(rows @ archetypes.T, right=archetypes @ archetypes.T, nonsmooth=Simplex())
-    start = ArchetypeWeights(archetypes).init(rows)
-    return descend(problem, None, start, LAST_STEPS, 10 * jnp.finfo(rows.dtype).eps)[0]
+def _solve_weights(archetypes: Array, rows: Shared) -> Shared:
+    X = rows.array
+    problem = Quadratic(X @ archetypes.T, right=archetypes @ archetypes.T, nonsmooth=Simplex())
+    start = ArchetypeWeights(archetypes).init(X)
+    return rows.like(descend(problem, None, start, LAST_STEPS, 10 * jnp.finfo(X.dtype).eps)[0])
 
 
 @eqx.filter_jit
-def _verify(rows: Array, weights: Array, mixtures: Array) -> tuple[Scalar, Scalar]:
-    objective, params = Archetypes(len(mixtures)), (weights, mixtures)
-    return objective.optimality_error(params, rows, objective.units(params, rows)), objective.smooth(params, rows)
+def _verify(rows: Shared, weights: Shared, mixtures: Shared) -> tuple[Scalar, Scalar]:
+    X, params = rows.array, (weights.array, mixtures.array)
+    objective = Archetypes(len(params[1]))
+    return objective.optimality_error(params, X, objective.units(params, X)), objective.smooth(params, X)
 
 
 @eqx.filter_jit
-def _furthest_sum(rows: Array, count: int, first: Int[Array, ""]) -> Array:
-    return furthest_sum(rows, count, first)
+def _furthest_sum(rows: Shared, count: int, first: Int[Array, ""]) -> Array:
+    return furthest_sum(rows.array, count, first)
 
 
 @eqx.filter_jit
-def _nearest_in_hull(archetypes: Array, rows: Array) -> Array:
-    problem = HullPoints(jnp.eye(len(archetypes), dtype=rows.dtype), archetypes)
-    solver = ColumnGeneration(tol=1e-6, max_steps=100)
-    return solver.run(problem, rows, problem.init(rows)).params
+def _nearest_in_hull(archetypes: Array, rows: Shared) -> Shared:
+    X = rows.array
+    problem = HullPoints(jnp.eye(len(archetypes), dtype=X.dtype), archetypes)
+    solver = ColumnGeneration(tol=1e-6, max_steps=100, mesh=rows.mesh)
+    return rows.like(solver.run(problem, X, problem.init(X)).params, axis=1)

@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -22,6 +21,8 @@ from bilevel.outer import BilevelProblem, Constrained, Trainer, Variables
 from bilevel.outer.monitors.reseeding import reseeded
 from bilevel.outer.problem import OuterLoss
 from bilevel.prox import UnitBall
+from bilevel.scale import DeviceMesh, Shared
+from bilevel.solvers import SparseCoder
 
 FLOATS = (np.float64, np.float32)
 
@@ -70,7 +71,15 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
         """`transform`, as an array whatever `set_output` says."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=FLOATS, reset=False)
-        return encode(self.dictionary_, self.l1, self.l2, X)
+        return self._encode(X)
+
+    def _encode(self, X: np.ndarray) -> np.ndarray:
+        """The codes of X, in the precision of the dictionary; warns where they miss the tolerance."""
+        with precision(self.dictionary_.dtype):
+            samples = Shared.out(np.asarray(X, self.dictionary_.dtype), devices(self.mesh))
+            solution = _encode(SparseCoding(self.dictionary_, self.l1, self.l2), samples)
+            warn_unless_solved(solution)
+            return solution.params.whole()
 
     def _first_dictionary(self, X: np.ndarray, random: np.random.RandomState) -> np.ndarray:
         size = X.shape[1] if self.n_components is None else int(self.n_components)
@@ -109,7 +118,7 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
         batch_size = None if self.batch_size is None or self.batch_size >= len(X) else int(self.batch_size)
         per_epoch = 1 if batch_size is None else -(-len(X) // batch_size)
         num_steps, every = int(self.max_iter) * per_epoch, EPOCHS * per_epoch
-        trainer = Trainer(problem, cosine_adam(learning_rate, num_steps, X.dtype), batch_size, mesh=self.mesh)
+        trainer = Trainer(problem, cosine_adam(learning_rate, num_steps, X.dtype), batch_size, mesh=devices(self.mesh))
         fitted = trainer.fit(
             data,
             num_steps,
@@ -129,7 +138,7 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
                 stacklevel=2,
             )
         self.dictionary_ = np.array(_trained(fitted.variables)[0])
-        codes = encode(self.dictionary_, self.l1, self.l2, X)
+        codes = self._encode(X)
         self.usage_ = np.count_nonzero(codes, axis=0)
         return codes
 
@@ -139,12 +148,9 @@ def precision(dtype: Any) -> contextlib.AbstractContextManager:
     return jax.enable_x64(True) if np.dtype(dtype) == np.float64 else contextlib.nullcontext()
 
 
-def encode(dictionary: np.ndarray, l1: float, l2: float, X: np.ndarray) -> np.ndarray:
-    """The codes of X, in the precision of the dictionary; warns where they miss the tolerance."""
-    with precision(dictionary.dtype):
-        solution = _encode(SparseCoding(dictionary, l1, l2), jnp.asarray(X, dictionary.dtype))
-        warn_unless_solved(solution)
-        return np.array(solution.params)
+def devices(mesh: int | None) -> DeviceMesh | None:
+    """The mesh of so many devices."""
+    return None if mesh is None else DeviceMesh.of(int(mesh))
 
 
 def warn_unless_solved(codes: Solution) -> None:
@@ -160,8 +166,9 @@ def warn_unless_solved(codes: Solution) -> None:
 
 
 @eqx.filter_jit
-def _encode(objective: SparseCoding, X: Float[Array, "samples features"]) -> Solution:
-    return argmin(objective, X, throw=False)
+def _encode(objective: SparseCoding, X: Shared) -> Solution:
+    solution = argmin(objective, X.array, solver=SparseCoder(mesh=X.mesh), throw=False)
+    return Solution(X.like(solution.params), solution.result, solution.stats)
 
 
 def reconstruction_loss(variables: Variables, codes: Float[Array, "samples atoms"], batch: tuple) -> Scalar:

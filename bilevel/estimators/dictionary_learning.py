@@ -26,8 +26,9 @@ class DictionaryLearning(AbstractDictionaryEstimator):
     - `batch_size`: samples a step; None is all of them. `learning_rate`: of Adam, falling to zero along a cosine.
     - `init`: `"svd"` (the top right singular vectors), `"random"` or `"k-means++"` samples, or an array.
     - `random_state`, `verbose`: as everywhere in scikit-learn; `verbose` shows a progress bar.
-    - `mesh`: the number of devices among which the samples of a batch are shared out in training, as by
-      `bilevel.Trainer`; None is no mesh. (A number, not a `jax.sharding.Mesh`: that cannot be copied, as `clone` does.)
+    - `mesh`: the number of devices among which samples are shared out; None is no mesh. (A number, not a
+      `jax.sharding.Mesh`: that cannot be copied, as `clone` does.) In training the devices reduce once a step, as by
+      `bilevel.Trainer`; where samples are coded, by each its own, they tell each other how it went.
 
     **Attributes:** `dictionary_` (components, features); `usage_`, how many training samples use each atom;
     `dead_atoms_`, the atoms that none does; `history_`, `n_iter_`, `n_features_in_`.

@@ -14,12 +14,13 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from bilevel.core import Solution
 from bilevel.differentiation import argmin
-from bilevel.estimators.base import FLOATS, precision, warn_unless_solved
+from bilevel.estimators.base import FLOATS, devices, precision, warn_unless_solved
 from bilevel.estimators.initialization import initial_dictionary
 from bilevel.estimators.parameters import check_parameters
 from bilevel.objectives import Autoencoder, EnergyAutoencoder as Energy, Quadratic
 from bilevel.prox import UnitBall
-from bilevel.solvers import BlockAlternation, LagrangeDual
+from bilevel.scale import Shared
+from bilevel.solvers import BlockAlternation, LagrangeDual, SparseCoder
 
 
 class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -41,6 +42,10 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     - `max_iter`: the most rounds through Z, D and E.
     - `tol`: stop when the relative optimality error of each of Z, D and E is below this.
     - `random_state`: draws the samples with which the decoder starts. The encoder starts as its transpose.
+    - `mesh`: the number of devices among which samples are shared out; None is no mesh. (A number, not a
+      `jax.sharding.Mesh`: that cannot be copied, as `clone` does.) Each codes its own. Of samples and codes the devices
+      tell each other sums alone, as many numbers however many samples: the Gram matrices, of which all compute the same
+      D and E, and objective and optimality. The result is the same up to rounding.
 
     **Attributes:** `dictionary_` (components, features); `encoder_` (features, components); `objective_history_`
     (rounds, 3), the objective after the steps on Z, D and E; `optimality_`, the error that `tol` bounds; `n_iter_`,
@@ -70,6 +75,7 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         max_iter: int = 100,
         tol: float = 1e-3,
         random_state: int | np.random.RandomState | None = None,
+        mesh: int | None = None,
     ):
         self.n_components = n_components
         self.decoder_weight = decoder_weight
@@ -77,6 +83,7 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
+        self.mesh = mesh
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn decoder and encoder from samples X (samples, features); y is ignored."""
@@ -84,16 +91,15 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         X = validate_data(self, X, dtype=FLOATS)
         with precision(X.dtype):
             self._start(X)
-            codes = np.zeros((len(X), self._n_features_out), X.dtype)
-            start = Autoencoder(codes, self.dictionary_, self.encoder_)
-            solver_tol = max(self.tol, np.finfo(X.dtype).tiny)
-            solver = BlockAlternation(jnp.asarray(solver_tol), int(self.max_iter))
-            solution = _alternate(self._objective(), jnp.asarray(X), start, solver)
+            solver_tol, mesh = max(self.tol, np.finfo(X.dtype).tiny), devices(self.mesh)
+            solver = BlockAlternation(jnp.asarray(solver_tol), int(self.max_iter), mesh=mesh)
+            start = self.dictionary_, self.encoder_
+            solution = _alternate(self._objective(), Shared.out(X, mesh), *start, solver)
             self.dictionary_, self.encoder_ = np.array(solution.params.dictionary), np.array(solution.params.encoder)
             self.n_iter_ = int(solution.stats["num_steps"])
             self.optimality_ = float(solution.stats["optimality"])
             self.objective_history_ = np.array(solution.stats["objective"][: self.n_iter_])
-            self._remember(X, np.asarray(solution.params.codes))
+            self._remember(X, solution.params.codes.whole())
         _check_finite(self.optimality_, self.dictionary_, self.encoder_)
         if not self.optimality_ <= solver_tol:
             warnings.warn(
@@ -176,9 +182,10 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return Energy(self._n_features_out, float(self.decoder_weight), float(self.encoder_weight))
 
     def _codes(self, X: np.ndarray) -> np.ndarray:
-        solution = _code(self._objective(), self.dictionary_, self.encoder_, X)
+        samples = Shared.out(X, devices(self.mesh))
+        solution = _code(self._objective(), self.dictionary_, self.encoder_, samples)
         warn_unless_solved(solution)
-        return np.array(solution.params)
+        return solution.params.whole()
 
 
 def _check_finite(*fitted: Any) -> None:
@@ -204,13 +211,18 @@ class Seen(NamedTuple):
 
 # Functions of the module, so that a second fit finds its program compiled.
 @eqx.filter_jit
-def _alternate(objective: Energy, X: Any, start: Autoencoder, solver: BlockAlternation) -> Solution:
-    return argmin(objective, X, init=start, solver=solver, throw=False)
+def _alternate(objective: Energy, X: Shared, dictionary: Any, encoder: Any, solver: BlockAlternation) -> Solution:
+    samples = X.array
+    start = Autoencoder(jnp.zeros((len(samples), len(dictionary)), samples.dtype), dictionary, encoder)
+    solution = argmin(objective, samples, init=start, solver=solver, throw=False)
+    return eqx.tree_at(lambda s: s.params.codes, solution, X.like(solution.params.codes))
 
 
 @eqx.filter_jit
-def _code(objective: Energy, dictionary: Any, encoder: Any, X: Any) -> Solution:
-    return argmin(*objective.coding(dictionary, encoder, X), throw=False)
+def _code(objective: Energy, dictionary: Any, encoder: Any, X: Shared) -> Solution:
+    problem = objective.coding(dictionary, encoder, X.array)
+    solution = argmin(*problem, solver=SparseCoder(mesh=X.mesh), throw=False)
+    return Solution(X.like(solution.params), solution.result, solution.stats)
 
 
 @eqx.filter_jit

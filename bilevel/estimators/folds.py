@@ -4,9 +4,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from bilevel.scale import DeviceMesh, Shared
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -17,11 +20,19 @@ Split = tuple[np.ndarray, np.ndarray]
 # no loss and no weight, so that all folds, and data of about the same size, are of one shape: one program for all.
 class Folds(eqx.Module):
     """Parts A w ≈ B of each fold, with  ½ ‖A w − B‖² / rows  (training) and  ‖A w − B‖² + rest  (validation) the
-    halved, and the mean, squared error of weights w, summed over targets."""
+    halved, and the mean, squared error of weights w, summed over targets.
 
-    train: tuple[Float[Array, "folds rows features"], Float[Array, "folds rows targets"]]
-    validation: tuple[Float[Array, "folds rows features"], Float[Array, "folds rows targets"]]
-    rest: Float[Array, " folds"]
+    Folds of zeros, which change no sum over folds, may follow the `count` that there are.
+    """
+
+    train: tuple[Float[Array | np.ndarray, "folds rows features"], Float[Array | np.ndarray, "folds rows targets"]]
+    validation: tuple[Float[Array | np.ndarray, "folds rows features"], Float[Array | np.ndarray, "folds rows targets"]]
+    rest: Float[Array | np.ndarray, " folds"]
+    count: int = eqx.field(static=True)
+
+    def out(self, mesh: DeviceMesh | None) -> "Folds":
+        """The same, shared out among the devices of a mesh."""
+        return jax.tree.map(lambda x: Shared.out(x, mesh).filled, self)
 
 
 class Centered(NamedTuple):
@@ -57,8 +68,9 @@ def folds(X: np.ndarray, y: np.ndarray, splits: Iterable[Split], fit_intercept: 
 
     A, B, _ = zip(*(part(train, train) for train, _ in pairs), strict=True)
     C, D, rest = zip(*(part(validation, train) for train, validation in pairs), strict=True)
-    scale, stack = jnp.sqrt(jnp.asarray(rows, X.dtype)), lambda parts: jnp.asarray(np.stack(parts))
-    return Folds((scale * stack(A), scale * stack(B)), (stack(C), stack(D)), jnp.asarray(rest, X.dtype))
+    scale = np.sqrt(np.asarray(rows, X.dtype))
+    validation = np.stack(C), np.stack(D)
+    return Folds((scale * np.stack(A), scale * np.stack(B)), validation, np.asarray(rest, X.dtype), len(pairs))
 
 
 def everything(X: np.ndarray, y: np.ndarray, fit_intercept: bool, like: Folds) -> tuple[Folds, Centered]:
@@ -67,8 +79,8 @@ def everything(X: np.ndarray, y: np.ndarray, fit_intercept: bool, like: Folds) -
     whole = centered(X, y, samples, samples, fit_intercept)
     rows, width = like.train[0].shape[1:]
     A, B, _ = compressed(whole.X, whole.y, rows, width)
-    scale = jnp.sqrt(jnp.asarray(rows, X.dtype))
-    train = jnp.broadcast_to(scale * A, like.train[0].shape), jnp.broadcast_to(scale * B, like.train[1].shape)
+    scale = np.sqrt(np.asarray(rows, X.dtype))
+    train = np.broadcast_to(scale * A, like.train[0].shape), np.broadcast_to(scale * B, like.train[1].shape)
     return eqx.tree_at(lambda f: f.train, like, train), whole
 
 
@@ -94,7 +106,7 @@ def validation_loss(weights: Float[Array, "folds targets features"], folds: Fold
     """The mean over folds of the mean squared error on their validation samples, summed over targets."""
     A, B = folds.validation
     residuals = jnp.einsum("krf,ktf->krt", A, weights) - B
-    return jnp.mean(jnp.sum(residuals**2, axis=(1, 2)) + folds.rest)
+    return jnp.sum(jnp.sum(residuals**2, axis=(1, 2)) + folds.rest) / folds.count
 
 
 def curvature(folds: Folds) -> float:

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from bilevel.estimators.base import FLOATS, AbstractDictionaryEstimator, encode, precision
+from bilevel.estimators.base import FLOATS, AbstractDictionaryEstimator, precision
 from bilevel.estimators.parameters import check_parameters
 from bilevel.outer import Variables
 from bilevel.outer.problem import OuterLoss
@@ -47,8 +47,9 @@ class AbstractTaskDriven(AbstractDictionaryEstimator):
     - `init`: `"svd"` (the top right singular vectors), `"random"` or `"k-means++"` samples; or an array, a
       dictionary with which the joint stage begins at once.
     - `random_state`, `verbose`: as everywhere in scikit-learn; `verbose` shows a progress bar.
-    - `mesh`: the number of devices among which the samples of a batch are shared out in training, as by
-      `bilevel.Trainer`; None is no mesh. (A number, not a `jax.sharding.Mesh`: that cannot be copied, as `clone` does.)
+    - `mesh`: the number of devices among which samples are shared out; None is no mesh. (A number, not a
+      `jax.sharding.Mesh`: that cannot be copied, as `clone` does.) In training the devices reduce once a step, as by
+      `bilevel.Trainer`; where samples are coded, by each its own, they tell each other how it went.
 
     **Attributes:** `dictionary_` (components, features); `unsupervised_dictionary_`, where the joint stage began;
     `coef_`, `intercept_`, the head; `usage_`, how many training samples use each atom; `dead_atoms_`, the atoms that
@@ -104,7 +105,7 @@ class AbstractTaskDriven(AbstractDictionaryEstimator):
             codes = self._learn_dictionary(X, UNSUPERVISED_RATE, random)
         else:
             self.dictionary_ = self._first_dictionary(X, random)
-            codes = encode(self.dictionary_, self.l1, self.l2, X)
+            codes = self._encode(X)
         self.unsupervised_dictionary_ = self.dictionary_
         head = self._solve_head(codes, targets)
         codes = self._train(loss, self.dictionary_, head, (X, targets), self.learning_rate, random)

@@ -16,11 +16,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevel.core import RESULTS
 from bilevel.differentiation import Implicit, argmin
-from bilevel.estimators.base import FLOATS, precision
+from bilevel.estimators.base import FLOATS, devices, precision
 from bilevel.estimators.folds import Folds, correlation, curvature, everything, folds, validation_loss
 from bilevel.estimators.parameters import check_parameters
 from bilevel.objectives import AbstractObjective, ElasticNet, LinearModel, Ridge
 from bilevel.outer import Search, search
+from bilevel.scale import DeviceMesh, sum_over
 from bilevel.solvers import AbstractSolver, Exact, ProximalGradient
 
 Weights = Float[Array, "folds targets features"]
@@ -36,6 +37,7 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
     fit_intercept: bool
     max_iter: int
     tol: float
+    mesh: int | None
     coef_: np.ndarray
     intercept_: Any
     validation_loss_: float
@@ -66,10 +68,12 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
         splitter: Any = check_cv(self.cv)
         splits = splitter.split(X, y)
         with precision(X.dtype):
+            mesh = devices(self.mesh)
             data = folds(X, targets, splits, self.fit_intercept)
             found, weights = self._tune(data, X.shape[1])
             whole, middle = everything(X, targets, self.fit_intercept, data)
-            _, _, weights, success = self._evaluate(found.point, whole, weights)
+            _, _, weights, success = self._evaluate(found.point, whole.out(mesh), weights)
+            weights = np.asarray(weights if mesh is None else mesh.fetch(weights))[0]
         if found.failed or not success:
             warnings.warn(
                 "The inner problem was not solved at some strengths of the search, or had no derivative there: "
@@ -77,7 +81,7 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        coef = np.array(weights[0, :, : X.shape[1]], X.dtype)
+        coef = np.array(weights[:, : X.shape[1]], X.dtype)
         intercept = middle.y_mean - coef @ middle.X_mean
         self.coef_, self.intercept_ = (coef[0], intercept[0]) if y.ndim == 1 else (coef, intercept)
         return self
@@ -96,6 +100,7 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
     def _tune(self, data: Folds, features: int) -> tuple[Search, Weights]:
         """The search from the best point of the coarse grid, each solve from the last one's weights."""
         grid, lower, upper = self._grid(data)
+        data = data.out(devices(self.mesh))
         A, B = data.train
         # The weights of the last solve, with which the next one starts.
         weights = jnp.zeros((len(A), B.shape[2], A.shape[2]), A.dtype)
@@ -136,7 +141,8 @@ class AbstractTuned(RegressorMixin, BaseEstimator):
         """Validation loss and its derivative in the logarithms; the weights, and whether all were solved."""
         dtype = data.rest.dtype
         family, logs = self._family(dtype), jnp.asarray(point, dtype)
-        loss, gradient, weights, success = _evaluate(family, logs, data, weights, jnp.asarray(RIDGE[dtype], dtype))
+        args = family, logs, data, weights, jnp.asarray(RIDGE[dtype], dtype)
+        loss, gradient, weights, success = _evaluate(*args, devices(self.mesh))
         return loss, np.asarray(gradient), weights, bool(success)
 
 
@@ -175,10 +181,36 @@ class ElasticNets(AbstractFamily):
         return ProximalGradient(tol=self.tol, max_steps=20_000)
 
 
+#: Loss, gradient, weights, and whether all folds were solved.
+_Evaluated = tuple[Scalar, Array, Weights, Array]
+
+
 @eqx.filter_jit
 def _evaluate(
-    family: AbstractFamily, logs: Float[Array, "strengths *features"], data: Folds, weights: Weights, ridge: Scalar
-) -> tuple[Scalar, Array, Weights, Array]:
+    family: AbstractFamily,
+    logs: Float[Array, "strengths *features"],
+    data: Folds,
+    weights: Weights,
+    ridge: Scalar,
+    mesh: DeviceMesh | None,
+) -> _Evaluated:
+    args = family, logs, data, weights, ridge
+    if mesh is None:
+        return _of_folds(*args)
+
+    def on_device(*args: Any) -> _Evaluated:
+        loss, gradient, solved, success = _of_folds(*args)
+        loss, gradient, failed = sum_over(mesh.axes, (loss, gradient, (~success).astype(loss.dtype)))
+        return loss, gradient, solved, failed == 0
+
+    everywhere, sharded = mesh.everywhere, mesh.over_samples
+    specs = (everywhere, everywhere, sharded, sharded, everywhere)
+    out = (everywhere, everywhere, sharded, everywhere)
+    return jax.shard_map(on_device, mesh=mesh.mesh, in_specs=specs, out_specs=out, check_vma=False)(*args)
+
+
+def _of_folds(family: AbstractFamily, logs: Array, data: Folds, weights: Weights, ridge: Scalar) -> _Evaluated:
+    """Of the folds on a device; of loss and gradient, what they add to those of all."""
     diff, solver = Implicit(ridge=ridge, on_failure="ignore"), family.solver()
 
     def loss(logs: Array) -> tuple[Scalar, tuple[Weights, Array]]:
@@ -203,7 +235,10 @@ _COMMON = """
     - `fit_intercept`: whether there is an intercept, which is not penalized.
     - `max_iter`: the most hypergradients that the search takes, after a coarse grid of at most eight scalar strengths,
       from strong to weak, which ends where the loss rises twice.
-    - `tol`: the search ends where a step lowers the validation loss by less than this fraction."""
+    - `tol`: the search ends where a step lowers the validation loss by less than this fraction.
+    - `mesh`: the number of devices among which the splits are shared out, so that more than there are splits are idle;
+      None is no mesh. (A number, not a `jax.sharding.Mesh`: that cannot be copied, as `clone` does.) Each solves and
+      differentiates its own; they add up losses and gradients, once for each hypergradient."""
 
 _FITTED = """`coef_`, `intercept_`, of all samples at the chosen strengths; `validation_loss_`, the mean over
     splits of the mean squared error, summed over targets; `history_`: `"loss"`, `"strengths"` and `"gradient"` (in
@@ -240,12 +275,14 @@ class RidgeTuned(AbstractTuned):
         fit_intercept: bool = True,
         max_iter: int = 20,
         tol: float = 1e-5,
+        mesh: int | None = None,
     ):
         self.per_feature = per_feature
         self.cv = cv
         self.fit_intercept = fit_intercept
         self.max_iter = max_iter
         self.tol = tol
+        self.mesh = mesh
 
     def _family(self, dtype: Any) -> Ridges:
         return Ridges()
@@ -292,6 +329,7 @@ class ElasticNetTuned(AbstractTuned):
         fit_intercept: bool = True,
         max_iter: int = 20,
         tol: float = 1e-5,
+        mesh: int | None = None,
     ):
         self.l1_ratio = l1_ratio
         self.per_feature = per_feature
@@ -299,6 +337,7 @@ class ElasticNetTuned(AbstractTuned):
         self.fit_intercept = fit_intercept
         self.max_iter = max_iter
         self.tol = tol
+        self.mesh = mesh
 
     def _family(self, dtype: Any) -> ElasticNets:
         ratio = None if self.l1_ratio is None else jnp.asarray(self.l1_ratio, dtype)

@@ -215,7 +215,8 @@ def furthest_sum(data: Data, count: int, first: Int[ArrayLike, ""] = 0) -> Int[A
     !!! cite
         M. Mørup, L. K. Hansen: Archetypal analysis for machine learning and data mining. 2012. Section 2.2.
     """
-    distances = lambda at: jnp.sqrt(jnp.sum((data - data[at][None]) ** 2, axis=1))
+    # An array of one number takes one sample from its device; for a number all would come together.
+    distances = lambda at: jnp.sqrt(jnp.sum((data - data[at[None]]) ** 2, axis=1))
 
     def choose(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         chosen, sums = carry

@@ -146,6 +146,10 @@ class Quadratic(AbstractObjective):
     def units(self, params: Float[Array, "rows columns"], data: PyTree) -> Units:
         return Units(self.local_lipschitz(params, data), self._curvature(params, data), self.norms(self.linear))
 
+    # Rows that lie on different devices are to stay there, as they would not if they were flattened.
+    def norms(self, values: Float[Array, "rows columns"]) -> Scalar:
+        return tree.norm(values)
+
     def _bent(self, params: Float[Array, "rows columns"]) -> Array:
         bent = params if self.left is None else self.left @ params
         return bent if self.right is None else bent @ self.right

@@ -14,11 +14,11 @@ from bilevel.scale import Batches, DeviceMesh, is_on_disk, prefetched, take, who
 
 
 class Fed(NamedTuple):
-    """A batch on the devices; of which samples its slots are, -1 for none (and no slots where samples have no numbers);
-    and the weights of slots, where not all count."""
+    """A batch on the devices; of which samples its slots on those of this process are, -1 for none (and no slots where
+    samples have no numbers); and the weights of slots, where not all count."""
 
     batch: PyTree
-    rows: Int[np.ndarray, " slots"]
+    rows: Int[np.ndarray, "devices slots"]
     weights: Array | None
 
 
@@ -33,8 +33,13 @@ class Feed(Protocol):
         """The batch of this step."""
         ...
 
-    def order(self, step: int) -> Array:
-        """The order of the epoch in which this many steps end; empty where there is none."""
+    def order(self, step: int) -> Int[np.ndarray, " samples"]:
+        """The order of the epoch in which this many steps end, of the shards of this process; empty where there is
+        none."""
+        ...
+
+    def sample(self, step: int, slot: int) -> int:
+        """The number of the sample in a slot of this step's batch, in whichever process."""
         ...
 
     def position(self) -> str | None:
@@ -49,22 +54,28 @@ class Feed(Protocol):
 class ArrayFeed:
     """Batches of arrays in memory or on disk; `shuffled`, or all samples in their order.
 
-    Each process reads what its own devices need; from disk, ahead of time.
+    Each process draws the order of its own shards, and reads what its own devices need; from disk, ahead of time.
     """
 
     def __init__(self, data: PyTree, batches: Batches, mesh: DeviceMesh | None, shuffled: bool, dtype: Any):
         self._data, self._batches, self._mesh, self._shuffled = data, batches, mesh, shuffled
-        self._layout = batches.layout(1 if mesh is None else mesh.size)
-        weights = np.where(self._layout >= 0, 1 / batches.batch_size, 0).astype(dtype)
-        self._weights = self.put(weights, np.arange(len(weights))) if np.any(weights == 0) else None
+        devices, places = (1, [0]) if mesh is None else (mesh.size, mesh.places)
+        layout = batches.layout(devices).reshape(devices, -1)
         # A slot without a sample is filled with that of another on its device, or else the last.
-        parts = self._layout.reshape(1 if mesh is None else mesh.size, -1)
-        self._filled = np.where(parts >= 0, parts, np.where(parts[:, :1] >= 0, parts[:, :1], batches.batch_size - 1))
+        self._filled = np.where(
+            layout >= 0, layout, np.where(layout[:, :1] >= 0, layout[:, :1], batches.batch_size - 1)
+        )
+        # A row for each device of this process.
+        self._mine, self._is_sample = self._filled[places], layout[places] >= 0
+        self._owned = batches.owned(devices, places)
+        weights = np.where(self._is_sample, 1 / batches.batch_size, 0).astype(dtype)
+        self._weights = self._assemble(list(weights)) if np.any(layout < 0) else None
         self._whole: Fed | None = None
 
     def begin(self, key: Key[Array, ""]) -> None:
         """Draw orders from this key."""
-        self._order = functools.lru_cache(maxsize=2)(lambda epoch: np.asarray(self._batches.order(key, epoch)))
+        self._key = key
+        self._order = functools.lru_cache(maxsize=2)(lambda epoch: self._batches.order_of(key, epoch, self._owned))
         self._reading: tuple[int, Iterator[Any]] | None = None
 
     def at(self, step: int) -> Fed:
@@ -77,13 +88,20 @@ class ArrayFeed:
             self._whole = fed
         return fed
 
-    def order(self, step: int) -> Array:
+    def order(self, step: int) -> Int[np.ndarray, " samples"]:
         """The order of the epoch in which this many steps end; empty for batches of all samples."""
+        if not self._shuffled or step == 0:
+            return np.arange(self._batches.num_samples if self._shuffled else 0, dtype=np.int32)
+        return self._order((step - 1) // self._batches.steps_per_epoch)
+
+    def sample(self, step: int, slot: int) -> int:
+        """The number of the sample in a slot of this step's batch, in whichever process."""
+        epoch, place = divmod(step, self._batches.steps_per_epoch)
+        at = int(self._batches.places(place, self._filled.ravel()[[slot]])[0])
         if not self._shuffled:
-            return jnp.arange(0, dtype=jnp.int32)
-        if step == 0:
-            return jnp.arange(self._batches.num_samples, dtype=jnp.int32)
-        return jnp.asarray(self._order((step - 1) // self._batches.steps_per_epoch))
+            return at
+        shard = int(np.searchsorted(self._batches.ranges, at, side="right")) - 1
+        return int(self._batches.order_of(self._key, epoch, [shard])[at])
 
     def position(self) -> None:
         """A step says it all."""
@@ -91,22 +109,21 @@ class ArrayFeed:
     def go_to(self, position: str | None) -> None:
         """Nowhere: see `position`."""
 
-    def put(self, array: np.ndarray, rows: Int[np.ndarray, " slots"]) -> Array:
+    def put(self, array: np.ndarray, rows: Int[np.ndarray, "devices slots"]) -> Array:
         """The entries of these samples, on the devices; of none, whatever there is."""
-        return self._assemble([array[np.maximum(rows[part], 0)] for part in self._parts()])
+        return self._assemble([array[np.maximum(part, 0)] for part in rows])
 
-    def _read(self, step: int) -> tuple[Int[np.ndarray, " slots"], list[PyTree]]:
+    def _read(self, step: int) -> tuple[Int[np.ndarray, "devices slots"], list[PyTree]]:
         """The rows of a step, and the samples for each device of this process."""
         epoch, place = divmod(step, self._batches.steps_per_epoch)
-        samples = np.asarray(self._batches.places(place))
+        samples = np.asarray(self._batches.places(place, self._mine))
         if self._shuffled:
             samples = self._order(epoch)[samples]
-        filled = samples[self._filled.ravel()]
-        rows = np.where(self._layout >= 0, filled, -1)
+        rows = np.where(self._is_sample, samples, -1)
         if self._mesh is None and not self._shuffled:
             # There may be arrays among them that hold no samples, or others.
             return rows, [whole(self._data)]
-        return rows, [take(self._data, filled[part]) for part in self._parts()]
+        return rows, [take(self._data, part) for part in samples]
 
     def _read_ahead(self, step: int) -> Any:
         if self._reading is None or self._reading[0] != step:
@@ -115,16 +132,10 @@ class ArrayFeed:
         self._reading = step + 1, reader
         return next(reader)
 
-    def _parts(self) -> list[slice]:
-        """Which slots the devices of this process hold."""
-        if self._mesh is None:
-            return [slice(None)]
-        return list(self._mesh.parts(len(self._layout)).values())
-
     def _assemble(self, pieces: list[PyTree]) -> PyTree:
         if self._mesh is None:
             return jax.tree.map(jnp.asarray, pieces[0])
-        return self._mesh.assemble(pieces, len(self._layout))
+        return self._mesh.assemble(pieces, self._filled.size)
 
 
 class LoaderFeed:
@@ -141,11 +152,15 @@ class LoaderFeed:
 
     def at(self, step: int) -> Fed:
         """The next batch."""
-        return Fed(self._assemble(next_of(self._iterator, step)), np.arange(0), None)
+        return Fed(self._assemble(next_of(self._iterator, step)), np.zeros((1, 0), int), None)
 
-    def order(self, step: int) -> Array:
+    def order(self, step: int) -> Int[np.ndarray, " samples"]:
         """Samples have no order but the loader's."""
-        return jnp.arange(0, dtype=jnp.int32)
+        return np.arange(0, dtype=np.int32)
+
+    def sample(self, step: int, slot: int) -> int:
+        """Samples have no numbers but those of their slots."""
+        return slot
 
     def position(self) -> str:
         """Where the loader stands, in its own words."""

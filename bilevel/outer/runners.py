@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from bilevel.outer.feeds import ArrayFeed, Feed
 from bilevel.outer.state import StepMetrics, TrainingState
-from bilevel.outer.warm_starts import WarmStarts
+from bilevel.outer.warm_starts import WarmStarts, with_own
 from bilevel.scale import DeviceMesh
 
 History = dict[str, np.ndarray]
@@ -31,6 +31,10 @@ class Runner(Protocol):
 
     @state.setter
     def state(self, state: TrainingState) -> None: ...
+
+    def go_on(self, state: TrainingState) -> None:
+        """Set the state to one whose arrays nobody else has, so that none is copied."""
+        ...
 
     @property
     def position(self) -> str | None:
@@ -53,6 +57,9 @@ class CompiledRunner:
         self.position: str | None = None
         self._step, self._data, self._chunk = step, data, chunk
 
+    def go_on(self, state: TrainingState) -> None:
+        self.state = state
+
     def advance(self, count: int) -> History:
         state = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, self.state)
         self.state, metrics = _run_chunk(self._step, state, self._data, jnp.asarray(count, jnp.int32), self._chunk)
@@ -64,7 +71,7 @@ class FedRunner:
 
     def __init__(self, update: Any, state: TrainingState, feed: Feed, mesh: DeviceMesh | None):
         self._update, self._feed, self._mesh = update, feed, mesh
-        self.state = state
+        self.go_on(state)
 
     @property
     def state(self) -> TrainingState:
@@ -78,6 +85,10 @@ class FedRunner:
 
     @state.setter
     def state(self, state: TrainingState) -> None:
+        self.go_on(with_own(state))
+
+    def go_on(self, state: TrainingState) -> None:
+        """To set a state copies its warm starts in memory; this does not."""
         moving = state.variables, state.optimizer
         self._moving = moving if self._mesh is None else self._mesh.place(moving)
         self._step, self._key, self._seen = int(state.step), state.key, None
@@ -85,7 +96,7 @@ class FedRunner:
         self._starts = state.warm_start
         by_sample = state.variables.objective.samplewise and state.warm_start is not None
         if by_sample and isinstance(self._feed, ArrayFeed):
-            self._starts = WarmStarts.of(state.warm_start, self._feed.put)
+            self._starts = WarmStarts(state.warm_start, self._feed.put)
 
     @property
     def position(self) -> str | None:
@@ -106,19 +117,17 @@ class FedRunner:
                 starts.update(fed.rows, params)
             elif starts is not None:
                 self._starts = params
-            taken.append((metrics, fed.rows))
+            taken.append((metrics, self._step))
             self._step += 1
             # Batches must not pile up before a device that is behind.
             jax.block_until_ready(taken[-2:][0][0].loss)
-        return _joined(taken)
+        return _joined(taken, self._feed)
 
 
-def _joined(taken: list[tuple[StepMetrics, Any]]) -> History:
+def _joined(taken: list[tuple[StepMetrics, int]], feed: Feed) -> History:
     history = {name: np.stack([getattr(m, name) for m, _ in taken]) for name in _by_name(taken[0][0])}
-    samples = [
-        slot if slot < 0 or not len(rows) else rows[slot]
-        for slot, (_, rows) in zip(history["suspect"], taken, strict=True)
-    ]
+    slots = zip(history["suspect"], taken, strict=True)
+    samples = [-1 if slot < 0 else feed.sample(step, int(slot)) for slot, (_, step) in slots]
     return history | {"suspect": np.asarray(samples, np.int32)}
 
 

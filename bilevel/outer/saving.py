@@ -13,17 +13,18 @@ from bilevel.outer.naming import filled, named
 from bilevel.outer.record import Record
 from bilevel.outer.runners import Runner
 from bilevel.outer.state import TrainingState
-from bilevel.outer.warm_starts import writable
+from bilevel.outer.warm_starts import blank
 from bilevel.scale import Batches, CheckpointError, CheckpointFolder, Checkpoints, Rows, Saved, gathered
 
 
 class Cut(NamedTuple):
-    """How the samples of a training are cut into shards, which of these this process owns, and whether there is an
-    inner solution for each."""
+    """How the samples of a training are cut into shards, which of these this process owns, whether there is an inner
+    solution for each, and whether they are shuffled."""
 
     batches: Batches
     owned: list[int]
     by_sample: bool
+    shuffled: bool
 
 
 class Saver:
@@ -96,7 +97,8 @@ class Saver:
         self._folder.save(int(state.step), Saved(arrays, self._rows(state.warm_start), facts), loss)
 
     def _restore(self, runner: Runner, record: Record, step: int) -> None:
-        facts = self._folder.facts(step)["facts"]
+        described = self._folder.facts(step)
+        facts = described["facts"]
         for name, value in self._facts.items():
             if facts.get(name) != value:
                 raise CheckpointError(
@@ -104,12 +106,15 @@ class Saver:
                     f"{facts.get(name)!r}, and is {value!r} now. Pass what it was, or another directory."
                 )
         state = runner.state
-        starts = jax.tree.map(writable, state.warm_start) if self._by_sample else None
-        saved = self._folder.load(step, self._rows(starts))
+        starts = jax.tree.map(blank, state.warm_start) if self._by_sample else None
+        saved = self._folder.load(step, self._rows(starts), described)
         place = f"The checkpoint of step {step} in {self._folder.path}"
-        variables, memory, key, number, order, whole = filled("state", self._whole(state), saved.arrays, place)
+        variables, memory, key, number, whole = filled("state", self._whole(state), saved.arrays, place)
         record.restore(saved.arrays, facts["record"], place)
-        runner.state = TrainingState(variables, memory, starts if self._by_sample else whole, order, number, key)
+        order, cut = state.order, self._cut
+        if cut is not None and cut.shuffled:
+            order = cut.batches.order_after(key, int(number), cut.owned)
+        runner.go_on(TrainingState(variables, memory, starts if self._by_sample else whole, order, number, key))
         if facts["positions"] is not None:
             runner.position = facts["positions"][jax.process_index()]
 
@@ -124,9 +129,10 @@ class Saver:
         return self._cut is not None and self._cut.by_sample
 
     def _whole(self, state: TrainingState) -> tuple:
-        """What every process has alike. An inner solution is among it where it is not kept for each sample."""
+        """What every process has alike. An inner solution is among it where it is not kept for each sample; the order
+        of samples is not, as it follows from key and step."""
         starts = None if self._by_sample else state.warm_start
-        return state.variables, state.optimizer, state.key, state.step, state.order, starts
+        return state.variables, state.optimizer, state.key, state.step, starts
 
 
 def _of_all(position: str | None) -> list[str] | None:

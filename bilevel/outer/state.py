@@ -1,6 +1,7 @@
 """The state of training: one pytree, so that it can be scanned, saved and resumed."""
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 
 from bilevel.outer.problem import Variables
@@ -15,7 +16,8 @@ class TrainingState(eqx.Module):
     - `optimizer`: the Optax state.
     - `warm_start`: the last inner solution: of each sample of the data where samples are independent, else the whole;
       None without warm starts. On several processes, each has the solutions of its own samples.
-    - `order`: the order of the samples in this epoch; empty for full batches.
+    - `order`: the order of the samples in this epoch; empty for full batches. On several processes, each has that of
+      its own samples.
     - `step`: how many steps were taken.
     - `key`: the source of all randomness to come.
     """
@@ -23,7 +25,7 @@ class TrainingState(eqx.Module):
     variables: Variables
     optimizer: PyTree
     warm_start: PyTree
-    order: Int[Array, " samples"]
+    order: Int[Array | np.ndarray, " samples"]
     step: Int[Array, ""]
     key: Key[Array, ""]
 

@@ -15,27 +15,25 @@ from bilevel.core import tree
 from bilevel.differentiation import AbstractDifferentiation, Implicit, argmin
 from bilevel.outer.callbacks import Callbacks, check_callbacks
 from bilevel.outer.checks import (
-    check_batches,
     check_count,
     check_data,
-    check_finite_in_memory,
     check_function,
     check_key,
     check_like,
-    check_mean,
     check_options,
-    check_shapes,
 )
 from bilevel.outer.evaluation import evaluator, sharded_evaluator
-from bilevel.outer.feeds import ArrayFeed, LoaderFeed, iterator_of, next_of
+from bilevel.outer.feeds import ArrayFeed, LoaderFeed
 from bilevel.outer.loop import Fitted, train
+from bilevel.outer.prepared import Prepared, prepare
 from bilevel.outer.problem import BilevelProblem, OuterLoss, Variables, number
 from bilevel.outer.record import Record, Validation
 from bilevel.outer.runners import CompiledRunner, FedRunner, Runner
 from bilevel.outer.saving import Cut, Saver
 from bilevel.outer.start import begin, check_state
 from bilevel.outer.state import StepMetrics, TrainingState
-from bilevel.scale import Batches, Checkpoints, DeviceMesh, is_loader, is_on_disk, num_samples, shapes_of, take, whole
+from bilevel.outer.warm_starts import with_own
+from bilevel.scale import Batches, Checkpoints, DeviceMesh, num_samples
 from bilevel.solvers import AbstractSolver
 
 #: How often a training in full batches is looked at, unless `every` says otherwise.
@@ -98,7 +96,7 @@ class Trainer(eqx.Module):
     def init(self, data: PyTree, key: Key[Array, ""]) -> TrainingState:
         """The state before the first step."""
         check_key(key)
-        return self._start(*self._prepared(data), key)
+        return self._start(self._prepared(data), key, self.warm_start)
 
     def step(self, state: TrainingState, data: PyTree) -> tuple[TrainingState, StepMetrics]:
         """One step on the next batch of `data`, on one device. Pure; compile it, or a loop of it."""
@@ -196,20 +194,19 @@ class Trainer(eqx.Module):
         check_options(progress, on_failure, checkpoint, resume)
         if validation is None and (patience is not None or validation_loss is not None):
             raise ValueError("`patience` and `validation_loss` need `validation`: pass data to validate on.")
-        data, first = self._prepared(data)
-        state = self._begin(data, first, key, state)
-        shapes = shapes_of(first if is_loader(data) else data)
+        prepared = self._prepared(data)
+        state = self._begin(prepared, key, state)
         if every is None:
-            every = -(-num_steps // LOOKS) if self.batch_size is None else self.steps_per_epoch(shapes)
+            every = -(-num_steps // LOOKS) if self.batch_size is None else self.steps_per_epoch(prepared.shapes)
         chunk = min(num_steps, every)
         record = Record(None if validation is None else self._validator(validation, validation_loss, state), state)
-        runner = self._runner(state, data, shapes, chunk)
+        runner = self._runner(state, prepared, chunk)
         looks: dict[str, Any] = dict(
             patience=patience, callback=callback, progress=progress, throw=on_failure == "raise"
         )
         if checkpoint is None:
             return train(runner, record, num_steps, chunk=chunk, saver=None, **looks)
-        with self._saver(checkpoint, data, shapes) as saver:
+        with self._saver(checkpoint, prepared) as saver:
             saver.resume(runner, record, resume)
             return train(runner, record, num_steps, chunk=chunk, saver=saver, **looks)
 
@@ -217,39 +214,8 @@ class Trainer(eqx.Module):
         """How many steps see every sample."""
         return 1 if self.batch_size is None else -(-num_samples(data) // self.batch_size)
 
-    def _prepared(self, data: PyTree) -> tuple[PyTree, PyTree]:
-        """The data, and the first batch of what is fed. Raises `ValueError` where they don't fit."""
-        if is_loader(data):
-            if self.batch_size is not None:
-                raise ValueError(f"`batch_size` is {self.batch_size}, but a loader makes the batches: pass None.")
-            first = tree.to_arrays(next_of(iterator_of(data), 0))
-        elif self._is_fed(data):
-            # It may be more than a device has room for, or than anyone wants to read before training.
-            by_sample = self.mesh is not None or self.problem.variables.objective.samplewise
-            check_batches(self.problem, shapes_of(data), self.batch_size or (1 if by_sample else None))
-            rows = np.arange(self.batch_size or (num_samples(data) if by_sample else 0))
-            first = tree.to_arrays(take(data, rows) if len(rows) else whole(data))
-            if not is_on_disk(data):
-                check_finite_in_memory("data", data)
-        else:
-            if not isinstance(self.warm_start, bool):
-                raise ValueError(
-                    "`warm_start` is a path, but the data are in memory, and so are their solutions: pass True, or "
-                    "data on disk, or a mesh."
-                )
-            first = data = tree.to_arrays(data)
-            check_batches(self.problem, shapes_of(data), self.batch_size)
-        if self._is_fed(data):
-            # What is not finite in it is named by the step that meets it.
-            check_shapes(self.problem, first)
-        else:
-            check_data("data", self.problem, first)
-        if self.mesh is not None:
-            check_mean(self.problem, first)
-        return data, first
-
-    def _is_fed(self, data: PyTree) -> bool:
-        return self.mesh is not None or is_loader(data) or is_on_disk(data)
+    def _prepared(self, data: PyTree) -> Prepared:
+        return prepare(self.problem, data, self.batch_size, self.mesh, self.warm_start)
 
     def _batches(self, shapes: PyTree) -> Batches:
         size = num_samples(shapes)
@@ -257,59 +223,53 @@ class Trainer(eqx.Module):
         shards = self.shards or (1 if self.mesh is None else self.mesh.size)
         return Batches(size, batch_size, min(shards, batch_size))
 
-    def _begin(
-        self, data: PyTree, first: PyTree, key: Key[Array, ""] | None, state: TrainingState | None
-    ) -> TrainingState:
+    def _begin(self, prepared: Prepared, key: Key[Array, ""] | None, state: TrainingState | None) -> TrainingState:
         if state is None:
             key = jax.random.key(0) if key is None else key
             check_key(key)
-            return self._start(data, first, key)
+            return self._start(prepared, key, self.warm_start)
         if key is not None:
             raise ValueError("`key` and `state` exclude each other: a state has a key of its own.")
         if not isinstance(state, TrainingState):
             raise ValueError(f"`state` must be a TrainingState, got {type(state).__name__}.")
-        if self._is_fed(data):
-            fresh = self._start(data, first, state.key, warm_start=False)
-            check_state(state, data, first, fresh, self.problem)
-            return state if self.warm_start else dataclasses.replace(state, warm_start=None)
-        check_like("state", eqx.filter_eval_shape(_start, self, data, state.key), tree.to_arrays(state))
+        if prepared.fed:
+            check_state(state, prepared, self._start(prepared, state.key, warm_start=False), self.problem)
+            return with_own(state) if self.warm_start else dataclasses.replace(state, warm_start=None)
+        check_like("state", eqx.filter_eval_shape(_start, self, prepared.data, state.key), tree.to_arrays(state))
         return tree.to_arrays(state)
 
-    def _start(
-        self, data: PyTree, first: PyTree, key: Key[Array, ""], warm_start: bool | str | Path | None = None
-    ) -> TrainingState:
+    def _start(self, prepared: Prepared, key: Key[Array, ""], warm_start: bool | str | Path) -> TrainingState:
         """`init`, of data that were prepared."""
-        if not self._is_fed(data):
-            return _start_jit(self, data, key)
-        batches = self._batches(shapes_of(first if is_loader(data) else data))
-        options = batches, self.batch_size is not None, self.warm_start if warm_start is None else warm_start
-        return begin(self.problem, self.optimizer, data, first, key, *options)
+        if not prepared.fed:
+            return _start_jit(self, prepared.data, key)
+        batches, shuffled = self._batches(prepared.shapes), self.batch_size is not None
+        return begin(self.problem, self.optimizer, prepared, key, batches, shuffled, warm_start)
 
-    def _runner(self, state: TrainingState, data: PyTree, shapes: PyTree, chunk: int) -> Runner:
-        if not self._is_fed(data):
-            return CompiledRunner(self.step, state, data, chunk)
-        if is_loader(data):
-            feed = LoaderFeed(data, self.mesh)
+    def _runner(self, state: TrainingState, prepared: Prepared, chunk: int) -> Runner:
+        if not prepared.fed:
+            return CompiledRunner(self.step, state, prepared.data, chunk)
+        if prepared.loaded:
+            feed = LoaderFeed(prepared.data, self.mesh)
         else:
-            in_memory = jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) else x, data)
-            shuffled = self.batch_size is not None
-            feed = ArrayFeed(in_memory, self._batches(shapes), self.mesh, shuffled, tree.dtype(state.variables))
+            in_memory = jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) else x, prepared.data)
+            batches, shuffled = self._batches(prepared.shapes), self.batch_size is not None
+            feed = ArrayFeed(in_memory, batches, self.mesh, shuffled, tree.dtype(state.variables))
         trainer = self if self.mesh is None else self.mesh.place(self)
         return FedRunner(trainer._update, state, feed, self.mesh)
 
-    def _saver(self, checkpoint: str | Path | Checkpoints, data: PyTree, shapes: PyTree) -> Saver:
+    def _saver(self, checkpoint: str | Path | Checkpoints, prepared: Prepared) -> Saver:
         options = checkpoint if isinstance(checkpoint, Checkpoints) else Checkpoints(checkpoint)
         facts: dict[str, Any] = {"batch_size": self.batch_size, "warm_start": self.warm_start is not False}
-        if is_loader(data):
+        if prepared.loaded:
             # Each process goes on from where its own loader stood.
             return Saver(options, None, facts | {"processes of the loader": jax.process_count()})
-        if self.batch_size is None and not self._is_fed(data):
+        if self.batch_size is None and not prepared.fed:
             return Saver(options, None, facts)
-        batches = self._batches(shapes)
+        batches = self._batches(prepared.shapes)
         owned = list(range(batches.shards)) if self.mesh is None else self.mesh.owned(batches)
         by_sample = self.problem.variables.objective.samplewise and self.warm_start is not False
         facts |= {"num_samples": batches.num_samples, "shards": batches.shards}
-        return Saver(options, Cut(batches, owned, by_sample), facts)
+        return Saver(options, Cut(batches, owned, by_sample, self.batch_size is not None), facts)
 
     def _validator(self, validation: PyTree, loss: OuterLoss | None, state: TrainingState) -> Validation:
         data = tree.to_arrays(validation)

@@ -1,5 +1,6 @@
 """The last inner solution of each sample, kept outside of the devices: in memory, or in a file."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,16 +10,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from bilevel.outer.state import TrainingState
+
 
 class Pending(NamedTuple):
-    """Solutions that are still being computed, and which samples they are of; -1 is none."""
+    """Solutions that are still being computed, and which samples those on the devices of this process are of; -1 is
+    none."""
 
-    rows: Int[np.ndarray, " slots"]
+    rows: Int[np.ndarray, "devices slots"]
     params: PyTree
 
 
 #: Brings the entries of samples, given an array of all and their numbers, to the devices.
-Put = Callable[[np.ndarray, Int[np.ndarray, " slots"]], Array]
+Put = Callable[[np.ndarray, Int[np.ndarray, "devices slots"]], Array]
 
 
 class WarmStarts:
@@ -32,17 +36,12 @@ class WarmStarts:
         self.stored, self._put = stored, put
         self._pending: Pending | None = None
 
-    @classmethod
-    def of(cls, stored: PyTree, put: Put) -> "WarmStarts":
-        """Those of a copy, unless they are on disk."""
-        return cls(jax.tree.map(writable, stored), put)
-
     def view(self) -> PyTree:
         """All solutions up to now. Not to be written to, and not kept: they go on changing."""
         self.flush()
         return jax.tree.map(_read_only, self.stored)
 
-    def start(self, rows: Int[np.ndarray, " slots"]) -> PyTree:
+    def start(self, rows: Int[np.ndarray, "devices slots"]) -> PyTree:
         """The last solutions of these samples, on the devices."""
         if self._pending is not None:
             if self._pending.rows is rows:
@@ -51,7 +50,7 @@ class WarmStarts:
                 self.flush()
         return jax.tree.map(lambda array: self._put(array, rows), self.stored)
 
-    def update(self, rows: Int[np.ndarray, " slots"], params: PyTree) -> None:
+    def update(self, rows: Int[np.ndarray, "devices slots"], params: PyTree) -> None:
         """Keep these solutions; of slots without a sample nothing is kept."""
         if self._pending is not None and self._pending.rows is not rows:
             self.flush()
@@ -63,8 +62,8 @@ class WarmStarts:
             return
         rows, params = self._pending
         for array, solution in zip(jax.tree.leaves(self.stored), jax.tree.leaves(params), strict=True):
-            for shard in solution.addressable_shards:
-                here = rows[shard.index[0]]
+            shards = sorted(solution.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+            for here, shard in zip(rows, shards, strict=True):
                 array[here[here >= 0]] = np.asarray(shard.data)[here >= 0]
         self._pending = None
 
@@ -74,6 +73,18 @@ def writable(array: Any) -> np.ndarray:
     if isinstance(array, np.memmap) and array.filename is not None:
         return np.lib.format.open_memmap(array.filename, "r+")
     return np.array(array)
+
+
+def blank(array: Any) -> np.ndarray:
+    """Zeros of the same shape, which take no memory before they are written; of what is on disk, the file itself."""
+    return writable(array) if isinstance(array, np.memmap) else np.zeros(array.shape, array.dtype)
+
+
+def with_own(state: TrainingState) -> TrainingState:
+    """The state, with a copy of warm starts that are of samples, unless they are on disk."""
+    if not state.variables.objective.samplewise or state.warm_start is None:
+        return state
+    return dataclasses.replace(state, warm_start=jax.tree.map(writable, state.warm_start))
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

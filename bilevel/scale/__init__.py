@@ -10,6 +10,7 @@ from bilevel.scale.checkpoints import (
 from bilevel.scale.mesh import DeviceMesh as DeviceMesh, sum_over as sum_over
 from bilevel.scale.processes import gathered as gathered
 from bilevel.scale.rows import Rows as Rows
+from bilevel.scale.shared import Shared as Shared
 from bilevel.scale.sources import (
     NpyShards as NpyShards,
     is_loader as is_loader,

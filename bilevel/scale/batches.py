@@ -1,6 +1,7 @@
 """Which samples a step sees: an order drawn anew each epoch, dealt to the slots of a batch."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +40,50 @@ class Batches(NamedTuple):
 
     def order(self, key: Key[Array, ""], epoch: Int[Array, ""] | int) -> Int[Array, " samples"]:
         """A permutation of the samples, which leaves each in its shard."""
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), self.num_samples).astype(jnp.int32)
+        drawn = self._drawn(key, epoch, np.arange(self.shards))
         if self.shards == 1:
-            return order
-        shard = np.repeat(np.arange(self.shards, dtype=np.int32), np.diff(self.ranges))
-        return order[jnp.argsort(jnp.asarray(shard)[order], stable=True)]
+            return jnp.asarray(drawn[0])
+        # Numbers that are none of a shard's go to its end.
+        lengths = np.diff(self.ranges).astype(np.int32)
+        drawn = jnp.take_along_axis(drawn, jnp.argsort(drawn >= lengths[:, None], axis=1, stable=True), axis=1)
+        shard = np.repeat(np.arange(self.shards), lengths)
+        first = jnp.asarray(self.ranges[shard], jnp.int32)
+        return first + drawn[shard, jnp.arange(self.num_samples, dtype=jnp.int32) - first]
 
-    def places(self, place: Int[Array, ""] | int) -> Int[Array | np.ndarray, " batch"]:
-        """Where in the order of an epoch its batch number `place` stands."""
-        slots, ranges = self.slots, self.ranges
-        widths = np.diff(slots)
-        per_slot = lambda per_shard: np.repeat(per_shard, widths).astype(np.int32)
-        first, within = per_slot(ranges[:-1]), np.arange(self.batch_size, dtype=np.int32) - per_slot(slots[:-1])
-        return first + (place * per_slot(widths) + within) % per_slot(np.diff(ranges))
+    def order_of(self, key: Key[Array, ""], epoch: int, shards: Sequence[int]) -> Int[np.ndarray, " samples"]:
+        """`order`, of these shards alone: others are not drawn, and have zeros, which take no memory."""
+        order = np.zeros(self.num_samples, np.int32)
+        drawn = np.asarray(_drawn_jit(self, key, epoch, np.asarray(shards, np.int32)))
+        for shard, numbers in zip(shards, drawn, strict=True):
+            first, end = self.ranges[shard : shard + 2]
+            order[first:end] = first + numbers[numbers < end - first]
+        return order
+
+    def order_after(self, key: Key[Array, ""], step: int, shards: Sequence[int]) -> Int[np.ndarray, " samples"]:
+        """`order_of` the epoch in which so many steps end; before the first step, samples as they are."""
+        if step == 0:
+            return np.arange(self.num_samples, dtype=np.int32)
+        return self.order_of(key, (step - 1) // self.steps_per_epoch, shards)
+
+    # A permutation of more numbers than a shard has samples, less those that are too large, is one of its samples. So
+    # all are drawn in the same way, whatever their sizes.
+    def _drawn(self, key: Key[Array, ""], epoch: Any, shards: np.ndarray | Array) -> Int[Array, "shards numbers"]:
+        """For each of these shards, a permutation of as many numbers as the largest one has samples."""
+        key, most = jax.random.fold_in(key, epoch), int(np.max(np.diff(self.ranges)))
+        draw = lambda key: jax.random.permutation(key, most).astype(jnp.int32)
+        if self.shards == 1:
+            return draw(key)[None]
+        return jax.vmap(lambda shard: draw(jax.random.fold_in(key, shard)))(jnp.asarray(shards, jnp.int32))
+
+    def places(
+        self, place: Int[Array, ""] | int, slots: Int[np.ndarray, " slots"] | None = None
+    ) -> Int[Array | np.ndarray, " slots"]:
+        """Where in the order of an epoch its batch number `place` stands, or these of its slots."""
+        slots, bounds, ranges = np.arange(self.batch_size) if slots is None else slots, self.slots, self.ranges
+        shard = np.searchsorted(bounds, slots, side="right") - 1
+        of_slots = lambda per_shard: per_shard[shard].astype(np.int32)
+        within = slots.astype(np.int32) - of_slots(bounds)
+        return of_slots(ranges) + (place * of_slots(np.diff(bounds)) + within) % of_slots(np.diff(ranges))
 
     def layout(self, devices: int) -> Int[np.ndarray, " devices*width"]:
         """Which slot of a batch lies where among `devices`, in equal parts; -1 is none.
@@ -67,3 +99,6 @@ class Batches(NamedTuple):
         """The shards that lie on the devices at these places among `devices`."""
         per_device = -(-self.shards // devices)
         return [i for place in places for i in range(place * per_device, min((place + 1) * per_device, self.shards))]
+
+
+_drawn_jit = jax.jit(Batches._drawn, static_argnums=0)

@@ -133,11 +133,10 @@ class CheckpointFolder:
                 raise ValueError("its facts are not those that were written")
         return facts
 
-    def load(self, step: int, rows: Rows | None) -> Saved:
-        """All that a checkpoint holds; entries for samples are written into `rows`."""
+    def load(self, step: int, rows: Rows | None, facts: dict[str, Any]) -> Saved:
+        """All that a checkpoint with these `facts` holds; entries for samples are written into `rows`."""
         from bilevel.scale.orbax_adapter import load
 
-        facts = self.facts(step)
         described = facts["arrays"]
         with self._damaged(step):
             arrays = load(self._manager, step, rows)

@@ -71,6 +71,10 @@ class DeviceMesh(eqx.Module):
         """Cut along the first axis among all devices."""
         return PartitionSpec(self.axes)
 
+    def along(self, axis: int) -> NamedSharding:
+        """Cut along `axis` among all devices."""
+        return self.sharding(PartitionSpec(*axis * (None,), self.axes))
+
     def index(self) -> Int[Array, ""]:
         """The number of the device on which this is computed, in a function that is mapped over shards."""
         return jax.lax.axis_index(self.axes)
@@ -95,14 +99,18 @@ class DeviceMesh(eqx.Module):
         return eqx.combine(jax.tree.map(lambda x: tree.restored(tree.stored(x), x), whole), rest)
 
     def parts(self, slots: int) -> dict[Any, slice]:
-        """Which of so many slots lie on which device of this process."""
+        """Which of so many slots lie on which device of this process, in their order."""
         found: Any = self.sharding(self.over_samples).addressable_devices_indices_map((slots,))
-        return {device: index[0] for device, index in found.items()}
+        return dict(sorted(((d, index[0]) for d, index in found.items()), key=lambda part: part[1].start or 0))
+
+    @property
+    def places(self) -> list[int]:
+        """Which of the devices are of this process."""
+        return [part.start or 0 for part in self.parts(self.size).values()]
 
     def owned(self, batches: Batches) -> list[int]:
         """The shards of batches that lie on devices of this process."""
-        places = [part.start for part in self.parts(self.size).values()]
-        return batches.owned(self.size, sorted(place or 0 for place in places))
+        return batches.owned(self.size, self.places)
 
     def assemble(self, pieces: list[PyTree], slots: int) -> PyTree:
         """Arrays over all devices, of one piece for each of `parts`."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
 from bilevel.core import Solution, tree
 from bilevel.objectives import AbstractBlockObjective, AbstractObjective
 from bilevel.objectives.blocks import children, subproblem, value_after, with_child
+from bilevel.scale import DeviceMesh
 from bilevel.solvers.base import AbstractSolver, check_options
 from bilevel.solvers.descent import descend, rounding
 from bilevel.solvers.loop import Unroll, default_tol, iterate, verdict
@@ -48,6 +50,7 @@ class BlockAlternation(AbstractSolver):
     - `block_tol`: the steps in a block end when its optimality has fallen by this factor.
     - `jump`: whether rounds begin with a jump. It can do harm where the first block is not solved exactly.
     - `forcing`: a specialist need not be more exact than this part of the error of the last round.
+    - `mesh`: for specialists, the devices of a `jax.sharding.Mesh` among which the samples lie.
 
     Beside those of every solver, `stats` has `objective_at_start`; `objective` (max_steps, blocks), f + g after each
     block of each round, NaN after the last round; and `block_steps` of the same shape, the gradient steps taken.
@@ -65,6 +68,7 @@ class BlockAlternation(AbstractSolver):
     block_tol: ScalarLike = 0.01
     forcing: ScalarLike = 0.2
     jump: bool = True
+    mesh: DeviceMesh | None = eqx.field(converter=DeviceMesh.of, default=None, kw_only=True)
 
     def __check_init__(self):
         check_options(self)
@@ -136,7 +140,7 @@ class BlockAlternation(AbstractSolver):
     ) -> "_Trial":
         """`params`, where f + g is `value`, with another block."""
         problem, own_data = subproblem(objective, index, params, data)
-        start, solver = children(params)[index], specialist(problem, enough)
+        start, solver = children(params)[index], specialist(problem, enough, self.mesh)
         # Of so many rounds each step is one of many on the block.
         within = None if unroll is None else Unroll(None if unroll.steps is None else self.block_steps)
         if solver is None:

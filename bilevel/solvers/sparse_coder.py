@@ -1,7 +1,9 @@
 """The batched specialist for elastic-net sparse codes with squared error."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
@@ -11,6 +13,7 @@ from bilevel.kernels import code_samples, on_cpu
 from bilevel.objectives import AbstractObjective, SparseCoding
 from bilevel.objectives.base import row_norms
 from bilevel.objectives.sample_hessian import SampleHessian
+from bilevel.scale import DeviceMesh
 from bilevel.solvers.base import AbstractSolver, check_options, refuse
 from bilevel.solvers.loop import Unroll, default_tol, iterate, verdict
 
@@ -48,6 +51,8 @@ class SparseCoder(AbstractSolver):
     - `kernel`: whether to use the compiled loop. None: where the program runs on a CPU.
     - `polish`: whether to go on, once the tolerance is met, to codes exact to rounding, which costs little where
       tolerances are small, and is what derivatives need. If not, the compiled loop stops at the tolerance.
+    - `mesh`: the devices of a `jax.sharding.Mesh` among which the samples lie; each codes its own, and they tell each
+      other how it went when they are done.
 
     !!! cite
         A. Beck, M. Teboulle: A fast iterative shrinkage-thresholding algorithm for linear inverse problems. 2009.
@@ -60,6 +65,7 @@ class SparseCoder(AbstractSolver):
     max_steps: int = 10_000
     kernel: bool | None = None
     polish: bool = True
+    mesh: DeviceMesh | None = eqx.field(converter=DeviceMesh.of, default=None, kw_only=True)
 
     def __check_init__(self):
         check_options(self)
@@ -79,19 +85,50 @@ class SparseCoder(AbstractSolver):
         tol = jnp.asarray(default_tol(init) if self.tol is None else self.tol).astype(init.dtype)
         by_kernel = lambda *args: _by_kernel(*args, max_steps=self.max_steps, polish=self.polish)
         by_steps = lambda *args: _by_steps(*args, max_steps=self.max_steps, unroll=unroll)
-        args = (objective, data, init, tol)
         if unroll is not None or self.kernel is False:
-            codes, error, steps, limit = by_steps(*args)
-        elif self.kernel:
-            codes, error, steps, limit = by_kernel(*args)
+            code = by_steps
         else:
-            codes, error, steps, limit = on_cpu(by_kernel, by_steps, *args)
+            code = by_kernel if self.kernel else lambda *args: on_cpu(by_kernel, by_steps, *args)
+        if self.mesh is not None:
+            code = _shard_by_shard(self.mesh, code)
+        codes, error, steps, limit = code(objective, data, init, tol)
         # The error of a sample whose code is not finite is NaN.
         return verdict(codes, error, tol, steps, limit, finite=~jnp.isnan(error))
 
 
 #: Codes, the error of the worst of them, the steps taken and how many there could have been.
 _Outcome = tuple[Codes, Scalar, Int[Array, ""], Int[Array, ""]]
+_Code = Callable[[SparseCoding, Float[Array, "samples features"], Codes, Scalar], _Outcome]
+
+
+# Left to the compiler, the devices would agree in each gradient step on whether to go on, and the compiled loop, which
+# it can't divide, would run on all samples everywhere.
+def _shard_by_shard(mesh: DeviceMesh, code: _Code) -> _Code:
+    """`code`, by each device for its own samples."""
+
+    def on_mesh(objective: SparseCoding, data: Array, init: Codes, tol: Scalar) -> _Outcome:
+        arrays, static = eqx.partition(objective, eqx.is_array)
+        # Samples of zero, whose codes are zero, make all parts equal.
+        fill = lambda x: jnp.pad(x, ((0, -len(x) % mesh.size), (0, 0)))
+
+        def on_device(arrays: PyTree, tol: Scalar, data: Array, init: Codes) -> tuple[Codes, Array, Array, Array]:
+            codes, *found = code(eqx.combine(arrays, static), data, init, tol)
+            return codes, *(jax.lax.all_gather(x, mesh.axes) for x in found)
+
+        everywhere, sharded = mesh.everywhere, mesh.over_samples
+        run = jax.shard_map(
+            on_device,
+            mesh=mesh.mesh,
+            in_specs=(everywhere, everywhere, sharded, sharded),
+            out_specs=(sharded, everywhere, everywhere, everywhere),
+            check_vma=False,
+        )
+        codes, *found = run(arrays, tol, fill(data), fill(init))
+        # A maximum over devices, unlike that over an array, need not see NaN.
+        error, steps, limit = map(jnp.max, found)
+        return jax.lax.with_sharding_constraint(codes[: len(init)], mesh.along(0)), error, steps, limit
+
+    return on_mesh
 
 
 def _by_kernel(

@@ -54,6 +54,10 @@ def test_processes_measure_and_the_page_tells_what_was_not_measured(monkeypatch)
     steps = results.tables["Steps on devices that share these cores"]
     assert [(row["devices"], row["samples on each"]) for row in steps] == [(1, 16), (1, 32), (2, 16), (2, 32)]
     assert all(row["a step, ms"] > 0 for row in steps) and [row["efficiency"] for row in steps[:2]] == [1, 1]
+    assert len(results.tables["Steps that are fed"]) == 3
+    assert all(row["a step, ms"] > 0 for row in results.tables["Steps that are fed"])
+    (stops,) = results.tables["Stops for checkpoints"]
+    assert stops["checkpoints"] == 3 and 0 < stops["training stops, ms"] and stops["megabytes of a checkpoint"] > 0
     counted = results.tables["What the compiler counts"]
     grown = {key: counted[1][key] - counted[0][key] for key in counted[0]}
     # Each further sample costs the compiler's program at least its correlations, and the model no more than twice that.

@@ -71,7 +71,7 @@ MEMBERS: dict[str, tuple[Any, Any, Any]] = {
         X,
         TARGETS[:, 0],
     ),
-    "EnergyAutoencoder": (EnergyAutoencoder(**BRIEF), X, None),
+    "EnergyAutoencoder": (EnergyAutoencoder(**BRIEF, mesh=1), X, None),
     "RidgeTuned": (RidgeTuned(per_feature=True, cv=KFold(2), max_iter=np.int64(1)), X, TARGETS),
     "TaskDrivenDictionaryClassifier": (TaskDrivenDictionaryClassifier(**BRIEF), FRAME, LABELS),
     "TaskDrivenDictionaryRegressor": (TaskDrivenDictionaryRegressor(**BRIEF), X.astype(np.float32), TARGETS),

@@ -10,7 +10,6 @@ from sklearn.metrics import log_loss
 
 import bilevel as bl
 from bilevel.estimators import TaskDrivenDictionaryClassifier, TaskDrivenDictionaryRegressor
-from bilevel.estimators.base import encode
 from bilevel.estimators.task_driven import CrossEntropy, SquaredError
 from tests.compiling import compiled
 from tests.estimators.examples import SAMPLES, digits, fitted, hidden_signal, samples
@@ -20,7 +19,8 @@ from tests.estimators.examples import SAMPLES, digits, fitted, hidden_signal, sa
 
 def two_stage_codes(model, X):
     """Codes in the dictionary at which the joint training began."""
-    return encode(model.unsupervised_dictionary_, model.l1, model.l2, X)
+    coding = bl.objectives.SparseCoding(model.unsupervised_dictionary_, model.l1, model.l2)
+    return np.asarray(bl.argmin(coding, X).params)
 
 
 def test_on_digits_both_errors_are_below_those_of_two_stages():

@@ -22,6 +22,11 @@ def epoch_of(cut: Batches, epoch: int) -> list[np.ndarray]:
     return [order[np.asarray(cut.places(place))] for place in range(cut.steps_per_epoch)]
 
 
+def shard_of(cut: Batches) -> np.ndarray:
+    """That of each sample."""
+    return np.repeat(np.arange(cut.shards), np.diff(cut.ranges))
+
+
 laws = settings(deadline=None, derandomize=True)
 
 
@@ -38,6 +43,13 @@ def test_an_epoch_sees_every_sample_of_each_shard_and_as_few_of_them_twice_as_ca
         assert seen[low:high].sum() == slots * cut.steps_per_epoch
         assert np.all(np.diff(seen[order[low:high]]) <= 0)
         assert seen[low:high].max() - seen[low:high].min() <= 1 or high - low < slots
+    # Who draws some of the shards alone gets the same.
+    some = range(0, cut.shards, 2)
+    drawn, mine = cut.order_of(KEY, epoch, some), np.isin(shard_of(cut), some)
+    np.testing.assert_array_equal(drawn, np.where(mine, order, 0))
+    np.testing.assert_array_equal(cut.order_after(KEY, cut.steps_per_epoch * epoch + 1, some), drawn)
+    slots = np.arange(cut.batch_size)[::3]
+    np.testing.assert_array_equal(cut.places(0, slots), np.asarray(cut.places(0))[slots])
     for rows in epoch_of(cut, epoch):
         assert rows.shape == (cut.batch_size,)
         for shard in range(cut.shards):

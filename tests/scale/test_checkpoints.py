@@ -27,7 +27,8 @@ def test_what_is_read_is_what_was_written(folder):
     first.save(7, SAVED, loss=None)
     first.finish()
     blank = Rows([np.zeros_like(x) for x in ROWS.arrays], ROWS.bounds, [0, 2])
-    arrays, rows, facts = folder().load(7, blank)
+    reading = folder()
+    arrays, rows, facts = reading.load(7, blank, reading.facts(7))
     assert arrays.keys() == SAVED.arrays.keys() and facts == SAVED.facts
     for name, x in SAVED.arrays.items():
         assert arrays[name].dtype == x.dtype
