@@ -98,6 +98,7 @@ bench: .venv-bench/.installed
 # Each is a text, NAME.py, and NAME.ipynb made from it, without output.
 NOTEBOOKS ?= $(wildcard notebooks/*.py)
 notebooks: env
+	"$(UV)" pip install --quiet --python $(RUN) --no-deps --group genes
 	mkdir -p out/notebooks
 	for text in $(NOTEBOOKS); do \
 		$(RUN) -m jupytext --quiet --to ipynb --execute --run-path notebooks \

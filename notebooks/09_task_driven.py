@@ -205,7 +205,7 @@ plt.show()
 #
 # The other extreme: gene expression of 4,919 genes in the tumors of 295 women (M. J. van de Vijver et al., 2002). Who
 # died within five years? 280 are known to have, or to have lived longer. The data come with `SurvSet`, which is under
-# the GPL and no dependency of this library; without it this section is skipped.
+# the GPL and no dependency of this library; `make notebooks` installs it, and without it this section is skipped.
 #
 # A sample enters only by its products with atoms, $D x$, and atoms by $D D^\top$. A dictionary in the span of the
 # training samples has its gradient there, too, by the formula above. So the genes are rotated, once for each split, to
