@@ -45,6 +45,7 @@ def test_the_line_through_measured_steps():
     assert fit({64: 1e-3}) == pytest.approx(Cost(0.0, 1e-3 / 64))
 
 
+@pytest.mark.long
 def test_processes_measure_and_the_page_tells_what_was_not_measured(monkeypatch):
     monkeypatch.setattr(weak_scaling, "DEVICES", (1, 2))
     monkeypatch.setattr(weak_scaling, "PROCESSES", ())
