@@ -16,6 +16,7 @@ from bilevel.core import RESULTS, Solution
 from bilevel.differentiation import argmin
 from bilevel.estimators.initialization import initial_dictionary
 from bilevel.estimators.optimizer import cosine_adam
+from bilevel.estimators.parameters import check_parameters
 from bilevel.objectives import SparseCoding
 from bilevel.outer import BilevelProblem, Constrained, Trainer, Variables
 from bilevel.outer.monitors.reseeding import reseeded
@@ -149,7 +150,8 @@ def precision(dtype: Any) -> contextlib.AbstractContextManager:
 
 
 def devices(mesh: int | None) -> DeviceMesh | None:
-    """The mesh of so many devices."""
+    """The mesh of so many devices. Raises `ValueError` where it is not such a number, or there are fewer."""
+    check_parameters({"mesh": mesh})
     return None if mesh is None else DeviceMesh.of(int(mesh))
 
 

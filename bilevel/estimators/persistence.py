@@ -66,8 +66,8 @@ def save(estimator: BaseEstimator, directory: str | os.PathLike[str], *, overwri
     - `overwrite`: whether to replace an estimator that was saved there; a directory with other files never is.
 
     What is fitted comes back exactly: dtypes, labels, feature names, what `partial_fit` needs to go on. A parameter
-    that names the devices of a process, such as a mesh, is left out: after `load` it has its default, and `set_params`
-    gives another.
+    that names the devices of a process, such as a `jax.sharding.Mesh`, is left out: after `load` it has its default,
+    and `set_params` gives another. A number of devices is kept: where there are fewer, `set_params(mesh=None)`.
 
     **Raises:** `sklearn.exceptions.NotFittedError`; `ValueError` for an object of another class, and for a parameter or
     attribute that is not data, such as a random state or a function; `FileExistsError`; `OSError` where the directory

@@ -67,7 +67,8 @@ class ArrayFeed:
         )
         # A row for each device of this process.
         self._mine, self._is_sample = self._filled[places], layout[places] >= 0
-        self._owned = batches.owned(devices, places)
+        # Also that of what fills up a device that has no shard.
+        self._shards = np.unique(np.searchsorted(batches.slots, self._mine, side="right") - 1).tolist()
         weights = np.where(self._is_sample, 1 / batches.batch_size, 0).astype(dtype)
         self._weights = self._assemble(list(weights)) if np.any(layout < 0) else None
         self._whole: Fed | None = None
@@ -75,7 +76,7 @@ class ArrayFeed:
     def begin(self, key: Key[Array, ""]) -> None:
         """Draw orders from this key."""
         self._key = key
-        self._order = functools.lru_cache(maxsize=2)(lambda epoch: self._batches.order_of(key, epoch, self._owned))
+        self._order = functools.lru_cache(maxsize=2)(lambda epoch: self._batches.order_of(key, epoch, self._shards))
         self._reading: tuple[int, Iterator[Any]] | None = None
 
     def at(self, step: int) -> Fed:

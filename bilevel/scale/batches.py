@@ -72,8 +72,9 @@ class Batches(NamedTuple):
         key, most = jax.random.fold_in(key, epoch), int(np.max(np.diff(self.ranges)))
         draw = lambda key: jax.random.permutation(key, most).astype(jnp.int32)
         if self.shards == 1:
-            return draw(key)[None]
-        return jax.vmap(lambda shard: draw(jax.random.fold_in(key, shard)))(jnp.asarray(shards, jnp.int32))
+            return draw(key)[None][: len(shards)]
+        # One by one: of keys of JAX's "rbg" together, what is drawn from one depends on which others there are.
+        return jax.lax.map(lambda shard: draw(jax.random.fold_in(key, shard)), jnp.asarray(shards, jnp.int32))
 
     def places(
         self, place: Int[Array, ""] | int, slots: Int[np.ndarray, " slots"] | None = None

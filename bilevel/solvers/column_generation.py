@@ -86,7 +86,8 @@ class ColumnGeneration(AbstractSolver):
         state = _State(start, gradient, first, jnp.asarray(0))
         done = lambda state: ~(state.gap > jnp.asarray(self.tol).astype(first.dtype) * first)
         end, num_rounds = iterate(one_round, done, state, self.max_steps, unroll)
-        error = jnp.where(first > 0, end.gap / jnp.where(first > 0, first, 1), 0)
+        # Written so that NaN stays NaN.
+        error = jnp.where(first <= 0, 0, end.gap / jnp.where(first <= 0, 1, first))
         solution = verdict(end.mixtures, error, self.tol, num_rounds, self.max_steps)
         return Solution(solution.params, solution.result, solution.stats | {"num_steps": end.steps})
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar, ScalarLike
 
 from bilevel.core import Solution
+from bilevel.core.requirements import is_traced
 from bilevel.kernels import code_samples, on_cpu
 from bilevel.objectives import AbstractObjective, SparseCoding
 from bilevel.objectives.base import row_norms
@@ -126,7 +127,11 @@ def _shard_by_shard(mesh: DeviceMesh, code: _Code) -> _Code:
         codes, *found = run(arrays, tol, fill(data), fill(init))
         # A maximum over devices, unlike that over an array, need not see NaN.
         error, steps, limit = map(jnp.max, found)
-        return jax.lax.with_sharding_constraint(codes[: len(init)], mesh.along(0)), error, steps, limit
+        codes = codes[: len(init)]
+        # Outside of a program there are no parts but equal ones.
+        if is_traced(codes):
+            codes = jax.lax.with_sharding_constraint(codes, mesh.along(0))
+        return codes, error, steps, limit
 
     return on_mesh
 

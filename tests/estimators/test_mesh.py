@@ -7,7 +7,7 @@ import pytest
 from sklearn.base import clone
 
 from bilevel import estimators
-from tests.estimators.examples import samples
+from tests.estimators.examples import samples, without_warnings
 from tests.outer.processes import ended, module
 
 #: A number of devices that divides neither samples nor folds; in the long form all, and one that does.
@@ -59,3 +59,12 @@ def test_no_mesh_and_more_devices_than_there_are_are_refused(estimator, mesh, me
     X = samples()
     with pytest.raises(ValueError, match=f"^{message}"):
         clone(estimator).set_params(mesh=mesh).fit(X, np.arange(len(X)) % 2)
+
+
+@pytest.mark.parametrize("mesh", [True, 1.5, "data"], ids=repr)
+def test_what_is_no_mesh_is_refused_after_fitting_too(mesh):
+    model = estimators.DictionaryLearning(2, max_iter=1, random_state=0)
+    X = samples()
+    without_warnings(model.fit, X)
+    with pytest.raises(ValueError, match=r"^`mesh` must be a whole number of devices, at least 1, or None, got"):
+        model.set_params(mesh=mesh).transform(X)

@@ -132,6 +132,17 @@ def test_points_of_a_hull_by_columns_are_those_by_all_samples():
         np.testing.assert_allclose(found.params.sum(axis=1), 1, atol=1e-12)
 
 
+@compiled
+def points_in_hull(problem, X):
+    return bl.solvers.ColumnGeneration(max_steps=2).run(problem, X, problem.init(X))
+
+
+def test_points_in_the_hull_of_what_is_not_finite_are_no_solution():
+    problem = bl.objectives.HullPoints(jnp.eye(2), jnp.ones((2, 3)))
+    broken = jnp.asarray(np.random.default_rng(0).normal(size=(7, 3))).at[3, 1].set(jnp.nan)
+    assert points_in_hull(problem, broken).result == bl.RESULTS.nonfinite_solution
+
+
 def test_columns_serve_points_of_a_hull_only():
     with pytest.raises(ValueError, match=r"ColumnGeneration doesn't work with Clamp"):
         bl.argmin(bl.objectives.Clamp(jnp.zeros(2), 1.0), None, solver=bl.solvers.ColumnGeneration())

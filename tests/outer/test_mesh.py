@@ -1,6 +1,8 @@
 """Trainings on meshes: the same as without, and one reduction a step."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from bilevel.outer.feeds import ArrayFeed
+from bilevel.scale import Batches
 from tests.outer.examples import same
 from tests.outer.processes import ended, module
 from tests.outer.scaled import ADAM, mesh_of, problem, signals, trainer
@@ -98,3 +102,18 @@ def test_going_on_from_a_state_on_a_mesh_is_as_if_never_interrupted():
     assert same(on_mesh.fit(data, 3, state=half.state, every=3).state, whole.state)
     with pytest.raises(ValueError, match=r"^`state` belongs to another trainer or to other data: state.order"):
         on_mesh.fit(signals(99), 3, state=half.state)
+
+
+def test_a_device_without_a_shard_is_filled_with_a_sample_of_the_batch():
+    """In a process of its own, which has none of the other samples: that of the last slot, and no other."""
+    data, batches, key = np.arange(10.0), Batches(10, 4, 2), jax.random.key(1)
+    third: Any = SimpleNamespace(size=3, places=[2], assemble=lambda pieces, slots: pieces)
+    feed = ArrayFeed(data, batches, third, True, data.dtype)
+    feed.begin(key)
+    for step in range(4):
+        order = np.asarray(batches.order(key, step // batches.steps_per_epoch))
+        last = order[batches.places(step % batches.steps_per_epoch)][-1]
+        fed = feed.at(step)
+        assert np.all(fed.rows == -1) and not np.any(fed.weights)
+        np.testing.assert_array_equal(fed.batch, last)
+        assert feed.sample(step, 5) == last

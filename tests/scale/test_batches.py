@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from bilevel.scale import Batches
@@ -61,6 +62,18 @@ def test_epochs_and_keys_have_orders_of_their_own():
     cut = Batches(100, 10, 4)
     orders = [np.asarray(cut.order(key, epoch)) for key in (KEY, jax.random.key(1)) for epoch in (0, 1)]
     assert len({order.tobytes() for order in orders}) == 4
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_order_of_a_shard_does_not_depend_on_which_others_are_drawn_if_any(shards, impl):
+    cut, key = Batches(30, 6, shards), jax.random.key(0, impl=impl)
+    order = np.asarray(cut.order(key, 1))
+    for shard in range(shards):
+        alone = cut.order_of(key, 1, [shard])
+        np.testing.assert_array_equal(alone, np.where(shard_of(cut) == shard, order, 0))
+    # A process whose devices have no shard draws nothing.
+    assert not np.any(cut.order_of(key, 1, []))
 
 
 @laws
