@@ -27,6 +27,9 @@ from bilevel.solvers import SparseCoder
 
 FLOATS = (np.float64, np.float32)
 
+#: Into how many ranges samples are cut where batches go to a mesh: as many on any number of devices.
+SHARDS = 64
+
 #: Epochs between two looks at whether the loss still falls.
 EPOCHS = 10
 
@@ -119,7 +122,10 @@ class AbstractDictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMi
         batch_size = None if self.batch_size is None or self.batch_size >= len(X) else int(self.batch_size)
         per_epoch = 1 if batch_size is None else -(-len(X) // batch_size)
         num_steps, every = int(self.max_iter) * per_epoch, EPOCHS * per_epoch
-        trainer = Trainer(problem, cosine_adam(learning_rate, num_steps, X.dtype), batch_size, mesh=devices(self.mesh))
+        mesh = devices(self.mesh)
+        shards = None if mesh is None or batch_size is None else SHARDS
+        optimizer = cosine_adam(learning_rate, num_steps, X.dtype)
+        trainer = Trainer(problem, optimizer, batch_size, mesh=mesh, shards=shards)
         fitted = trainer.fit(
             data,
             num_steps,

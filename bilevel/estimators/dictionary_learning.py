@@ -29,8 +29,7 @@ class DictionaryLearning(AbstractDictionaryEstimator):
     - `mesh`: the number of devices among which samples are shared out; None is no mesh. (A number, not a
       `jax.sharding.Mesh`: that cannot be copied, as `clone` does.) In training the devices reduce once a step, as by
       `bilevel.Trainer`; where samples are coded, by each its own, they tell each other how it went.
-      Each draws its part of a batch from samples of its own, so that with a `batch_size` below their number batches,
-      and so the result, depend on how many devices there are; else it is the same up to rounding.
+      The result is the same on any number of devices, up to rounding; without a mesh, batches are drawn otherwise.
 
     **Attributes:** `dictionary_` (components, features); `usage_`, how many training samples use each atom;
     `dead_atoms_`, the atoms that none does; `history_`, `n_iter_`, `n_features_in_`.

@@ -45,7 +45,8 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     - `mesh`: the number of devices among which samples are shared out; None is no mesh. (A number, not a
       `jax.sharding.Mesh`: that cannot be copied, as `clone` does.) Each codes its own. Of samples and codes the devices
       tell each other sums alone, as many numbers however many samples: the Gram matrices, of which all compute the same
-      D and E, and objective and optimality. The result is the same up to rounding.
+      D and E, and objective and optimality. The result is the same up to rounding where samples span their features;
+      elsewhere rounding decides on E in directions that no sample has.
 
     **Attributes:** `dictionary_` (components, features); `encoder_` (features, components); `objective_history_`
     (rounds, 3), the objective after the steps on Z, D and E; `optimality_`, the error that `tol` bounds; `n_iter_`,

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from bilevel.scale import DeviceMesh
+
 
 def check_parameters(parameters: dict[str, Any]) -> None:
     """Raise `ValueError` for the first parameter that is out of its range; `init` is seen to by its own function."""
@@ -13,6 +15,9 @@ def check_parameters(parameters: dict[str, Any]) -> None:
             is_good, words = _WANTED[name]
             if not is_good(value):
                 raise ValueError(f"`{name}` must be {words}, got {value!r}.")
+    if parameters.get("mesh") is not None:
+        # Refuses more devices than there are.
+        DeviceMesh.of(int(parameters["mesh"]))
 
 
 def _is_whole(value: Any) -> bool:

@@ -46,7 +46,10 @@ class AbstractBlockObjective(AbstractObjective):
         return jnp.stack([self._error_in(index, params, data) for index in range(len(children(params)))])
 
     def least_error(self, params: PyTree, data: PyTree, units: Units) -> Scalar:
-        """A bound of `optimality_error` from below that is cheap: the error of the first block, as it waits longest."""
+        """A bound of `optimality_error` from below that is cheap: the error of the first block, as it waits longest.
+
+        Who overrides `optimality_errors` overrides this, too.
+        """
         del units
         return self._error_in(0, params, data)
 

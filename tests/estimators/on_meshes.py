@@ -43,6 +43,7 @@ MEMBERS: dict[str, Any] = {
     "archetypes from an array": ArchetypalAnalysis(4, init=np.eye(4, FEATURES), max_iter=2, tol=1e-14, normalize=True),
     "autoencoder": EnergyAutoencoder(8, max_iter=5, tol=0.0, random_state=0),
     "dictionary": DictionaryLearning(8, max_iter=3, random_state=0),
+    "dictionary in batches": DictionaryLearning(8, batch_size=16, max_iter=2, random_state=0),
     "elastic net": ElasticNetTuned(max_iter=2, cv=5),
     "ridge": RidgeTuned(max_iter=2, cv=5, per_feature=True),
 }
@@ -103,7 +104,8 @@ def main(cases: list[str]) -> None:
     found: dict[str, Any] = {}
     for case in cases:
         member, counts = case.split(":")
-        alone = said(member, None, [])
+        # Without a mesh, batches consist of other samples.
+        alone = said(member, 1 if member == "dictionary in batches" else None, [])
         for count in map(int, counts.split(",")):
             told: list[int] = []
             found[f"{member} on {count}"] = {"distance": distance(said(member, count, told), alone), "told": max(told)}

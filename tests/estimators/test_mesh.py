@@ -11,10 +11,18 @@ from tests.estimators.examples import samples, without_warnings
 from tests.outer.processes import ended, module
 
 #: A number of devices that divides neither samples nor folds; in the long form all, and one that does.
-SHORT = ("archetypes:3", "autoencoder:3", "elastic net:3")
+SHORT = ("archetypes:3", "autoencoder:3", "dictionary in batches:3", "elastic net:3")
 LONG = tuple(
     f"{member}:1,2,3,8"
-    for member in ("archetypes", "archetypes from an array", "autoencoder", "dictionary", "elastic net", "ridge")
+    for member in (
+        "archetypes",
+        "archetypes from an array",
+        "autoencoder",
+        "dictionary",
+        "dictionary in batches",
+        "elastic net",
+        "ridge",
+    )
 )
 ALL = [
     estimators.ArchetypalAnalysis(2),
