@@ -33,7 +33,10 @@ def test_fifty_steps_on_a_mesh_are_those_without_and_reduce_once_each(cases):
             assert max(compared["distance"], compared["starts"], compared["loss"]) < 1e-12, (batch, mesh, compared)
             # With an axis "atoms" the dictionary is gathered, and its parts' norms and whether they are finite told.
             expected = {"all-reduce": 2, "all-gather": 1} if "x" in mesh else {"all-reduce": 1}
-            assert compared["collectives"] == [expected], (batch, mesh, compared)
+            # Of one device JAX forgets over which axis of the mesh arrays are cut, and compiles the second step anew.
+            programs = compared["collectives"][mesh == "1" and batch == "full" :]
+            assert programs == [expected], (batch, mesh, compared)
+            assert compared["collectives"][0] == expected, (batch, mesh, compared)
     for name, compared in found["others"].items():
         assert compared["distance"] < 1e-12, (name, compared)
         assert compared["collectives"] == [{"all-reduce": 1}], (name, compared)
