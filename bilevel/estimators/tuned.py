@@ -206,7 +206,7 @@ def _evaluate(
     everywhere, sharded = mesh.everywhere, mesh.over_samples
     specs = (everywhere, everywhere, sharded, sharded, everywhere)
     out = (everywhere, everywhere, sharded, everywhere)
-    return jax.shard_map(on_device, mesh=mesh.mesh, in_specs=specs, out_specs=out, check_vma=False)(*args)
+    return mesh.by_device(on_device, specs, out)(*args)
 
 
 def _of_folds(family: AbstractFamily, logs: Array, data: Folds, weights: Weights, ridge: Scalar) -> _Evaluated:

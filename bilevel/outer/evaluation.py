@@ -79,13 +79,8 @@ def sharded_evaluator(
             return *sum_over(mesh.axes, (mine.loss, mine.gradient, _row_of_table(mesh, mine, batch))), mine.params
 
         everywhere, sharded = mesh.everywhere, mesh.over_samples
-        run = jax.shard_map(
-            on_device,
-            mesh=mesh.mesh,
-            in_specs=(everywhere, everywhere, sharded, sharded, sharded),
-            out_specs=(everywhere, everywhere, everywhere, sharded),
-            check_vma=False,
-        )
+        in_specs = everywhere, everywhere, sharded, sharded, sharded
+        run = mesh.by_device(on_device, in_specs, (everywhere, everywhere, everywhere, sharded))
         return _read(*run(trained, arrays, batch, start, weights))
 
     return evaluate

@@ -1,5 +1,6 @@
 """A mesh of devices, over which samples and, where they are many, atoms are sharded."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import equinox as eqx
@@ -74,6 +75,14 @@ class DeviceMesh(eqx.Module):
     def along(self, axis: int) -> NamedSharding:
         """Cut along `axis` among all devices."""
         return self.sharding(PartitionSpec(*axis * (None,), self.axes))
+
+    def widths(self, shape: tuple[int, ...], axis: int) -> list[tuple[int, int]]:
+        """How much must be added at the end of each axis for equal parts along `axis`, in the form that `pad` takes."""
+        return [(0, -length % self.size if i == axis else 0) for i, length in enumerate(shape)]
+
+    def by_device(self, function: Callable[..., T], in_specs: Any, out_specs: Any) -> Callable[..., T]:
+        """`function`, computed by each device for its parts of the arguments."""
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def index(self) -> Int[Array, ""]:
         """The number of the device on which this is computed, in a function that is mapped over shards."""

@@ -28,7 +28,7 @@ class Shared(eqx.Module):
         size = array.shape[axis]
         if mesh is None:
             return cls(jnp.asarray(array), size, axis, None)
-        widths = _widths(array, mesh, axis)
+        widths = mesh.widths(array.shape, axis)
         filled = np.pad(array, widths) if np.any(widths) else array
         sharding = mesh.along(axis)
         return cls(jax.make_array_from_callback(filled.shape, sharding, lambda part: filled[part]), size, axis, mesh)
@@ -46,7 +46,7 @@ class Shared(eqx.Module):
         axis = self.axis if axis is None else axis
         if self.mesh is None:
             return Shared(array, self.size, axis, None)
-        filled = jnp.pad(array, _widths(array, self.mesh, axis))
+        filled = jnp.pad(array, self.mesh.widths(array.shape, axis))
         filled = jax.lax.with_sharding_constraint(filled, self.mesh.along(axis))
         return Shared(filled, self.size, axis, self.mesh)
 
@@ -55,7 +55,3 @@ class Shared(eqx.Module):
         far = self.mesh is not None and not self.filled.is_fully_addressable
         filled = self.mesh.fetch(self.filled) if self.mesh is not None and far else self.filled
         return np.array(np.moveaxis(np.moveaxis(np.asarray(filled), self.axis, 0)[: self.size], 0, self.axis))
-
-
-def _widths(array: Array | np.ndarray, mesh: DeviceMesh, axis: int) -> list[tuple[int, int]]:
-    return [(0, -length % mesh.size if i == axis else 0) for i, length in enumerate(array.shape)]

@@ -130,10 +130,7 @@ def _columns(
         def on_device(mixtures: Array, gradient: Array) -> _Candidates:
             return jax.lax.all_gather(of_points(mixtures, gradient, mesh.index() * mixtures.shape[1]), mesh.axes)
 
-        fill = ((0, 0), (0, -mixtures.shape[1] % mesh.size))
-        run = jax.shard_map(
-            on_device, mesh=mesh.mesh, in_specs=mesh.along(1).spec, out_specs=mesh.everywhere, check_vma=False
-        )
+        fill, run = mesh.widths(mixtures.shape, 1), mesh.by_device(on_device, mesh.along(1).spec, mesh.everywhere)
         told = run(jnp.pad(mixtures, fill), jnp.pad(gradient, fill, constant_values=jnp.inf))
     return jax.vmap(_chosen, in_axes=1)(told)
 

@@ -110,20 +110,15 @@ def _shard_by_shard(mesh: DeviceMesh, code: _Code) -> _Code:
     def on_mesh(objective: SparseCoding, data: Array, init: Codes, tol: Scalar) -> _Outcome:
         arrays, static = eqx.partition(objective, eqx.is_array)
         # Samples of zero, whose codes are zero, make all parts equal.
-        fill = lambda x: jnp.pad(x, ((0, -len(x) % mesh.size), (0, 0)))
+        fill = lambda x: jnp.pad(x, mesh.widths(x.shape, 0))
 
         def on_device(arrays: PyTree, tol: Scalar, data: Array, init: Codes) -> tuple[Codes, Array, Array, Array]:
             codes, *found = code(eqx.combine(arrays, static), data, init, tol)
             return codes, *(jax.lax.all_gather(x, mesh.axes) for x in found)
 
         everywhere, sharded = mesh.everywhere, mesh.over_samples
-        run = jax.shard_map(
-            on_device,
-            mesh=mesh.mesh,
-            in_specs=(everywhere, everywhere, sharded, sharded),
-            out_specs=(sharded, everywhere, everywhere, everywhere),
-            check_vma=False,
-        )
+        in_specs, out_specs = (everywhere, everywhere, sharded, sharded), (sharded, everywhere, everywhere, everywhere)
+        run = mesh.by_device(on_device, in_specs, out_specs)
         codes, *found = run(arrays, tol, fill(data), fill(init))
         # A maximum over devices, unlike that over an array, need not see NaN.
         error, steps, limit = map(jnp.max, found)
