@@ -170,7 +170,7 @@ for index, way in enumerate(WAYS):
     for name, style in zip(SOLVERS, ("-", "--"), strict=True):
         label, across = f"{way}, {name}", [memory[p, name, way] for p in FEATURES]
         axes[2].plot(FEATURES, across, lw=1.6, ms=6, ls=style, label=label, **series(index))
-axes[2].set(title="both solvers", ylabel="temporary memory (MiB)", ylim=(0.3, 3e5))
+axes[2].set(title="both solvers", ylabel="temporary memory (MiB)", ylim=(0.3, 3e2))
 for ax in axes:
     ax.set(xscale="log", yscale="log", xlabel="features")
     ax.grid(alpha=0.3)
@@ -181,7 +181,8 @@ plt.show()
 # **The claim holds here, from 1,000 features on**, which is where it is asserted below. A step of the solver reads $X$,
 # so it takes longer as features become many; fewer are needed, as $X X^\top$ is then better conditioned. To the solve
 # the implicit derivative adds one linear system of the size of the faces; unrolling adds the way back through all
-# steps, and keeps them. The derivatives agree.
+# steps, and keeps their iterates: more memory than that system takes where steps are in their thousands, less where
+# they are few. The derivatives agree.
 
 # %%
 print(f"{'features':>8s} {'solver':20s}{'steps':>6s} {'way':10s}{'seconds':>9s}{'MiB':>8s}{'error':>9s}")
@@ -194,6 +195,10 @@ print(f"largest difference of the derivative at the solution from central differ
 
 assert max(errors.values()) <= 1e-4
 assert max(differences.values()) <= 1e-4
-assert all(memory[p, name, "implicit"] < memory[p, name, "unrolled"] for p, name in steps)
+# One number for each size, whichever the solver and however many its steps.
+needed = {p: np.array([memory[p, name, "implicit"] for name in SOLVERS]) for p in FEATURES}
+assert all(np.ptp(each) <= 0.02 * each.max() for each in needed.values())
+long = [key for key, count in steps.items() if count >= 1000]
+assert all(memory[p, name, "implicit"] < memory[p, name, "unrolled"] for p, name in long)
 if not QUICK:  # Times of small sizes on a loaded machine say little.
     assert all(times[p, name, "implicit"] <= times[p, name, "unrolled"] for p, name in steps if p >= 1000)
