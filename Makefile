@@ -15,10 +15,14 @@ BENCH_OUT ?= out/benchmarks
 # Where `uv` comes from when the machine has none: a small environment of its own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n )))
+# Tests that share compiled programs share a worker: tests/conftest.py says which.
+PARALLEL = -n $(WORKERS) --dist loadgroup
 
 # Compiled programs are kept between runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+# XLA remarks, as errors, on every program that it loads from there.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: help env demo test test-long lint types unit oldest bench notebooks pair docs lock clean
 
@@ -29,7 +33,7 @@ help:
 	@echo "make env    the environment alone, in $(VENV)"
 	@echo "make oldest the unit tests on the oldest supported dependencies"
 	@echo "make bench  the benchmarks in their quick sizes, against SPAMS, scikit-learn and JAXopt, into $(BENCH_OUT)/"
-	@echo "make notebooks  the notebooks in full, into out/notebooks/; some of them: make notebooks NOTEBOOKS=notebooks/00_start.py"
+	@echo "make notebooks  the notebooks in full, into out/notebooks/, and docs/notebooks/found.md; some of them: make notebooks NOTEBOOKS=notebooks/00_start.py"
 	@echo "make pair   the notebooks' .ipynb files anew from their texts"
 	@echo "make docs   the documentation, into out/site/, with notebooks as they ran last"
 	@echo "make lock   resolve the dependencies anew into requirements.lock"
@@ -62,10 +66,10 @@ types: env
 	$(RUN) -m basedpyright
 
 unit: env
-	$(RUN) -m pytest -n $(WORKERS)
+	$(RUN) -m pytest $(PARALLEL)
 
 test-long: lint types
-	$(RUN) -m pytest -n $(WORKERS) -m "" --durations 20
+	$(RUN) -m pytest $(PARALLEL) -m "" --durations 20
 
 # The oldest versions that pyproject.toml admits, resolved anew. SciPy stays new: scikit-learn bounds it.
 .venv-oldest/.installed: pyproject.toml | $(UV)
@@ -77,7 +81,7 @@ test-long: lint types
 	touch $@
 
 oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest -n $(WORKERS) -W ignore::DeprecationWarning \
+	.venv-oldest/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning \
 		--ignore=tests/test_packaging.py --ignore=tests/notebooks
 
 # The rivals, some of them under other licences, in an environment of their own.
@@ -95,14 +99,13 @@ bench: .venv-bench/.installed
 	for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks $$name --quick --out $(BENCH_OUT); done
 	.venv-bench/bin/python -m benchmarks report --out $(BENCH_OUT)
 
-# Each is a text, NAME.py, and NAME.ipynb made from it, without output.
+# Each is a text, NAME.py, and NAME.ipynb made from it, without output. Those of all make a page, docs/notebooks/found.md.
 NOTEBOOKS ?= $(wildcard notebooks/*.py)
 notebooks: env
+	"$(UV)" pip install --quiet --python $(RUN) --group notebooks
 	"$(UV)" pip install --quiet --python $(RUN) --no-deps --group genes
-	mkdir -p out/notebooks
-	for text in $(NOTEBOOKS); do \
-		$(RUN) -m jupytext --quiet --to ipynb --execute --run-path notebooks \
-			--output out/notebooks/$$(basename $$text .py).ipynb $$text; done
+	$(RUN) docs/site/executed.py $(NOTEBOOKS)
+	$(RUN) docs/site/found.py
 
 pair: env
 	$(RUN) -m jupytext --quiet --update --to ipynb $(NOTEBOOKS)

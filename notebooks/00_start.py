@@ -392,6 +392,8 @@ except bl.HypergradientError as error:
     print(error)
 
 # %% [markdown]
+# ## 8. What was shown
+#
 # An argmin can be differentiated, and the derivative is right where there is one, by whatever way and solver; where
 # it cannot be right, because a solver stopped too soon or the solution is on a kink, that is said. The next notebooks
 # ask how large the errors are (`01_jacobian_error`) and what it costs (`02_memory`), and go on to larger problems.

@@ -257,8 +257,10 @@ axes[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The claim holds. The error of the implicit Jacobian is proportional to that of the iterate, on both problems. The
-# unrolled one lags behind, the more so the more steps the solver takes. A Newton step makes the Jacobian of ridge
+# ## Does the claim hold?
+#
+# It does. The error of the implicit Jacobian is proportional to that of the iterate, on both problems. The
+# unrolled one lags behind, the more so the further its iterations go. A Newton step makes the Jacobian of ridge
 # exact whatever the iterate, and squares the error elsewhere: along fixed directions exactly so, along gradient descent
 # at least. And the difference that the step makes tells the error of the Jacobian before it. The figures:
 

@@ -160,7 +160,9 @@ right.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# The claim holds: unrolled memory is a straight line in the number of iterations, one vector of weights for each;
+# ## Does the claim hold?
+#
+# It does: unrolled memory is a straight line in the number of iterations, one vector of weights for each;
 # implicit memory is one number, which is the larger one where iterations are few; and both arrive
 # at the same gradient. Checkpoints make the growth slow without a change of the gradient. Truncation has constant
 # memory, too, but an error that no further iterations reduce.

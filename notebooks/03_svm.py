@@ -14,9 +14,9 @@
 # # Hypergradients of a support vector machine
 #
 # A multiclass support vector machine is solved in its dual, over a simplex for each sample; its strength $\theta$ is to
-# be chosen by the error on held-out samples:
+# be chosen by the error on $m$ held-out samples:
 #
-# $$\min_\theta \; \tfrac12 \| X_{\text{val}} W(\beta^*(\theta), \theta) - Y_{\text{val}} \|^2, \qquad
+# $$\min_\theta \; \tfrac{1}{2m} \| X_{\text{val}} W(\beta^*(\theta), \theta) - Y_{\text{val}} \|^2, \qquad
 # W(\beta, \theta) = X^\top (Y - \beta) / \theta,$$
 #
 # $$\beta^*(\theta) = \mathrm{argmin}_{\beta_i \in \triangle} \; \tfrac{\theta}{2} \|W(\beta, \theta)\|^2 +
@@ -178,11 +178,13 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# **The claim holds here, from 1,000 features on**, which is where it is asserted below. A step of the solver reads $X$,
+# ## Does the claim hold?
+#
+# It does, from 1,000 features on, which is where it is asserted below. A step of the solver reads $X$,
 # so it takes longer as features become many; fewer are needed, as $X X^\top$ is then better conditioned. To the solve
 # the implicit derivative adds one linear system of the size of the faces; unrolling adds the way back through all
-# steps, and keeps their iterates: more memory than that system takes where steps are in their thousands, less where
-# they are few. The derivatives agree.
+# steps, and keeps their iterates: more memory than that system takes, but for a few dozen steps at 500 and 1,000
+# features. The derivatives agree.
 
 # %%
 print(f"{'features':>8s} {'solver':20s}{'steps':>6s} {'way':10s}{'seconds':>9s}{'MiB':>8s}{'error':>9s}")

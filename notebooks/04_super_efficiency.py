@@ -183,7 +183,9 @@ axes[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **The claim holds here.** The analytic estimator errs as its iterate does. Automatic differentiation squares that
+# ## Does the claim hold?
+#
+# It does here. The analytic estimator errs as its iterate does. Automatic differentiation squares that
 # error, but for the logarithm, at the price of going back through all iterations and keeping them. The implicit
 # estimator squares it too, for one linear system, and is exact, up to rounding, where the problem is quadratic in
 # unknown and parameter together. So the gradient of a minimum is where unrolling does well: for a general outer loss

@@ -22,8 +22,8 @@
 # without a linear system, and without the past.
 #
 # J. Bolte, E. Pauwels, S. Vaiter: *One-step differentiation of iterative algorithms*, 2023, say how good it is: as good
-# as the solver is fast. Its relative error is the contraction factor $\rho$ of the step. For gradient descent that is
-# next to 1. For Newton's method it is 0.
+# as the solver is fast. Its relative error is at most the contraction factor $\rho$ of the step. For gradient descent
+# that is next to 1. For Newton's method it is 0.
 
 # %%
 import os
@@ -177,7 +177,9 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# **The claim holds here.** With Newton's method the error of the derivative of one step is at most twice that of the
+# ## Does the claim hold?
+#
+# It does here. With Newton's method the error of the derivative of one step is at most twice that of the
 # implicit one at every iterate; it needs no linear system beyond the solver's own, and is right to rounding in the end.
 # With gradient descent it stops at an error of about $\rho$, however close the iterate is, and $K$ steps stay below
 # $\rho^K$, with the constant 1: where $\rho$ is close to 1 that takes as many steps as the solve itself. There the

@@ -178,7 +178,9 @@ ax.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# The claim holds here: ten images suffice. A model that has seen no digit, only what was distilled from them into one
+# ## Does the claim hold?
+#
+# It does here: ten images suffice. A model that has seen no digit, only what was distilled from them into one
 # image a class, classifies digits held out from both levels nearly as well as a model trained on all digits, and better
 # than one trained on ten real digits or on the ten class means. The images are no typical digits: red strokes speak for
 # the class, blue ones against it.

@@ -231,7 +231,9 @@ ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# The claim holds here: the validation loss tells right labels from wrong ones, sample by sample, and a model trained
+# ## Does the claim hold?
+#
+# It does here: the validation loss tells right labels from wrong ones, sample by sample, and a model trained
 # with the learned weights is far better than one that trusts all labels, and about as good as that of the oracle, which
 # knows the truth. It is a modest gain over the validation digits alone, had they been the training set: as 1000 test
 # digits know an error to about one percentage point, not much more than that.

@@ -180,7 +180,7 @@ plt.show()
 #
 # A soft threshold passes derivatives only where it lets something through, so $\partial T / \partial c = I -
 # D_{S_N} D_{S_N}^\top / L$ on the support $S_N$ of $c_{N+1}$. While $S_N$ is wrong, $J_N$ heads for the derivative on
-# that support, which is not in $J^*$, and without bound where $S_N$ has more atoms than there are features. Once
+# that support, which is not $J^*$; it grows without bound where $S_N$ has more atoms than there are features. Once
 # $S_N = S$ for good, both $c_N$ and $J_N$ contract by $\rho = 1 - \lambda_{\min}(D_S D_S^\top) / L$ a step. But every
 # term of $J_N$ has the error that $c_N$ had when it came in, so that the error of $J_N$ decays like $N \rho^N$,
 # behind that of $c_N$, which decays like $\rho^N$.
@@ -330,13 +330,14 @@ plt.show()
 # %% [markdown]
 # ## Do the claims hold?
 #
-# Yes, as far as is asserted below (some of it in full sizes only). A few hypergradients do what a grid of a hundred
-# points does for the Lasso; two strengths cost them no more than one. Of the Jacobians: while the support is wrong, the
-# unrolled one has errors above 1 for most samples, so that zero would be a better guess; once the support is right it
-# converges linearly, at the rate of the codes less the factor $N$, and the gradient of the loss with it at about twice
-# that rate, against once with codes held constant. Truncation pays by an error that stays. The implicit formula is far
-# worse than either while the support is wrong, and the best from then on, as it has no lag: the reason why, here, it is
-# NaN wherever the inner solve missed its tolerance, unless one insists.
+# Yes, as far as is asserted below (some of it in full sizes only). A few hypergradients, after six points of a coarse
+# grid, do what a grid of a hundred points does for the Lasso; two strengths took some more, where the grid grew to six
+# hundred points. Of the Jacobians: while the support is wrong, the unrolled one has errors above 1 for most samples, so
+# that zero would be a better guess; once the support is right it converges linearly, at the rate of the codes less the
+# factor $N$, and the gradient of the loss with it at about twice that rate, against once with codes held constant.
+# Truncation pays by an error that stays. The implicit formula is far worse than either while the support is wrong, and
+# the best from then on, as it has no lag: the reason why, here, it is NaN wherever the inner solve missed its
+# tolerance, unless one insists.
 
 
 # %%

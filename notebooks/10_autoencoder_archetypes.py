@@ -16,9 +16,9 @@
 # **Do exact steps on one block after the other learn what these two models promise, without ever going uphill?**
 #
 # Both models factor samples $X$, one a row, and neither is convex in all of its unknowns, only in each block of them.
-# The energy auto-encoder (M. Ranzato, C. Poultney, S. Chopra, Y. LeCun: *Efficient learning of sparse representations
-# with an energy-based model*, 2006) looks for sparse codes $Z$, a decoder $D$, and a linear encoder $E$ that foretells
-# the codes:
+# The energy auto-encoder (after M. Ranzato, C. Poultney, S. Chopra, Y. LeCun: *Efficient learning of sparse
+# representations with an energy-based model*, 2006) looks for sparse codes $Z$, a decoder $D$, and a linear encoder
+# $E$ that foretells the codes:
 #
 # $$\min_{Z, D, E}\ \tfrac{\lambda_d}{2} \|X - Z D\|_F^2 + \tfrac{\lambda_e}{2} \|Z - X E\|_F^2 + \|Z\|_1,
 # \qquad \|d_i\|_2 \le 1,\quad \|e_k\|_2 \le 1,$$
@@ -208,7 +208,9 @@ else:
     print("The package `archetypes` is not installed: residuals are not compared.")
 
 # %% [markdown]
-# Both claims hold on these data. The objective of the auto-encoder falls with every step, all constraints hold, and the
+# ## Do the claims hold?
+#
+# Both do on these data. The objective of the auto-encoder falls with every step, all constraints hold, and the
 # codes are sparse; the encoder alone gives a photograph that is worse than that of the exact codes, for the price of
 # one matrix product. Archetypal analysis finds the vertices of a simplex without noise, from within the hull of the
 # samples. The figures, and what was asked of them. (In quick sizes there are fewer atoms than pixels, so that codes are

@@ -21,7 +21,25 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 gc.set_threshold(100_000, 50, 50)
 
 
+#: Files whose tests are programs of their own.
+_APART = {"tests.notebooks.test_notebooks", "tests.test_documentation"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares compiled programs runs in one worker: the tests of a solver on a problem, else those of a file."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if {"member", "problem"} <= set(params):
+            item.add_marker(pytest.mark.xdist_group(f"{params['member'].name}-{params['problem'].name}"))
+        elif item.module.__name__ not in _APART:
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 _tests = itertools.count(1)
+_maps, _memory = Path("/proc/self/maps"), Path("/proc/self/statm")
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+#: Half of the machine's memory is the workers', in equal parts.
+_limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // _workers if _memory.exists() else 0
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +48,16 @@ def bounded_memory():
 
     With JAX 0.12 each program takes dozens of them, and the process dies of one too many.
     """
-    if next(_tests) % 10 == 0 and _is_full():
+    global _limit
+    if _limit and next(_tests) % 10 == 0 and (_resident() > _limit or _maps.read_bytes().count(b"\n") > 50_000):
         jax.clear_caches()
         gc.collect()
+        # Not all of it goes back to the system. Programs are not dropped again before there are new ones.
+        _limit = max(_limit, _resident() + 2**30)
 
 
-def _is_full() -> bool:
-    maps, memory = Path("/proc/self/maps"), Path("/proc/self/statm")
-    if not maps.exists():
-        return False
-    resident = int(memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return resident > 4 * 2**30 or maps.read_bytes().count(b"\n") > 50_000
+def _resident() -> int:
+    return int(_memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture

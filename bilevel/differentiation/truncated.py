@@ -54,8 +54,8 @@ class OneStep(AbstractDifferentiation):
     """The derivative of one further step of the solver from its solution, held constant: Jacobian-free.
 
     For a step y ↦ Φ(y, θ) it is ∂Φ/∂θ dθ, which needs neither a linear system nor the past; the same as `Truncated(1)`.
-    Its relative error is the rate ρ at which the solver converges: large for gradient descent, but zero for a solver
-    that converges superlinearly, as `Newton` does: there it equals `Implicit`.
+    Its relative error is at most the rate ρ at which the solver converges: large for gradient descent, but zero for a
+    solver that converges superlinearly, as `Newton` does: there it equals `Implicit`.
 
     **Arguments:**
 

@@ -55,8 +55,8 @@ class EnergyAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     Data in 64 bits are treated in 64 bits, data in 32 bits in 32.
 
     !!! cite
-        M. Ranzato, C. Poultney, S. Chopra, Y. LeCun: Efficient learning of sparse representations with an energy-based
-        model. 2006.
+        After M. Ranzato, C. Poultney, S. Chopra, Y. LeCun: Efficient learning of sparse representations with an
+        energy-based model. 2006.
         J. Mairal, F. Bach, J. Ponce, G. Sapiro: Online learning for matrix factorization and sparse coding. 2010.
     """
 

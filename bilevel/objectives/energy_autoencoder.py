@@ -32,8 +32,8 @@ class EnergyAutoencoder(AbstractBlockObjective):
     `bl.argmin(*objective.coding(D, E, X)).params`, which can be differentiated with respect to all of D, E, X, λd, λe.
 
     !!! cite
-        M. Ranzato, C. Poultney, S. Chopra, Y. LeCun: Efficient learning of sparse representations with an energy-based
-        model. 2006.
+        After M. Ranzato, C. Poultney, S. Chopra, Y. LeCun: Efficient learning of sparse representations with an
+        energy-based model. 2006.
     """
 
     components: int = eqx.field(static=True)

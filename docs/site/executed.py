@@ -1,7 +1,8 @@
-"""Notebooks as pages; as a program, runs in quick sizes those that were not run in full since their text changed."""
+"""Notebooks as pages. As a program, runs those that are named in full, or else in quick sizes what has not run."""
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ import nbformat
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
+
+from benchmarks.results import environment
 
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -86,16 +89,25 @@ def _described(body: str, heading: str) -> str:
     return "\n".join(lines)
 
 
-def run_missing() -> None:
-    """Run in quick sizes what has no run of its present text."""
-    QUICK.mkdir(parents=True, exist_ok=True)
-    os.environ["BILEVEL_QUICK"] = "1"
-    for text in tqdm([text for text in TEXTS if latest(text)[1] is None], desc="notebooks"):
-        notebook = jupytext.read(text)
-        where = {"metadata": {"path": str(text.parent)}}
-        nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
-        nbformat.write(notebook, QUICK / f"{text.stem}.ipynb")
+def run(text: Path, folder: Path) -> None:
+    """Run a notebook; what it was run with stands in its metadata."""
+    notebook = jupytext.read(text)
+    notebook.metadata["environment"] = environment()
+    where = {"metadata": {"path": str(text.parent)}}
+    nbclient.NotebookClient(notebook, timeout=None, resources=where).execute()
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / f"{text.stem}.ipynb")
+
+
+def main() -> None:
+    if named := [Path(argument).resolve() for argument in sys.argv[1:]]:
+        folder = FULL
+    else:
+        named, folder = [text for text in TEXTS if latest(text)[1] is None], QUICK
+        os.environ["BILEVEL_QUICK"] = "1"
+    for text in tqdm(named, desc="notebooks"):
+        run(text, folder)
 
 
 if __name__ == "__main__":
-    run_missing()
+    main()

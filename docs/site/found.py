@@ -1,5 +1,6 @@
 """What the notebooks found, as a page of the site: all that they printed, once every one of them has run in full."""
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -7,26 +8,27 @@ from pathlib import Path
 import executed
 from nbformat import NotebookNode
 
-from benchmarks.results import environment, footer
+from benchmarks.results import footer
 
 PAGE = executed.ROOT / "docs" / "notebooks" / "found.md"
 INTRODUCTION = """# What they found
 
-What each notebook printed when it was run in full, which ends with what it asserts; its figures and derivations are on
-its own page. `make notebooks` wrote this page. Unless a notebook says so itself, it computes in 64 bits."""
+What each notebook printed when it was run in full, which ends with what it asserts. Its figures and derivations are on
+its own page. `make notebooks` wrote this page. All compute in 64 bits, but for the one that says otherwise."""
 
 
 def page(notebooks: dict[Path, NotebookNode]) -> str:
-    """The page, of executed notebooks by their texts."""
+    """The page, of notebooks that were executed with the same versions, by their texts."""
     parts, seconds = [INTRODUCTION], 0.0
     for text, notebook in notebooks.items():
         took = _seconds(notebook)
         seconds += took
-        parts.append(f"## [{executed.title(text)}]({text.stem}.md)\n\n`notebooks/{text.name}`, {took:.0f} s")
+        link = f"[`notebooks/{text.name}`](../../notebooks/{text.stem}.ipynb)"
+        parts.append(f"## {executed.title(text)}\n\n{link}, {took:.0f} s")
         for heading, printed in _printed(notebook):
             parts += [f"**{heading}**", f"```\n{printed.rstrip()}\n```"]
-    record = {**environment(), "quick": False, "precision": "64 bits", "seconds": seconds}
-    return "\n\n".join([*parts, footer(record)]) + "\n"
+        record = {**notebook.metadata.environment, "precision": "64 bits but in one", "quick": False}
+    return "\n\n".join([*parts, footer({**record, "seconds": seconds})]) + "\n"
 
 
 def _printed(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
@@ -51,10 +53,13 @@ def _seconds(notebook: NotebookNode) -> float:
 def main() -> None:
     runs = {text: executed.latest(text) for text in executed.TEXTS}
     missing = [text.name for text, (_, folder) in runs.items() if folder != executed.FULL]
+    notebooks = {text: notebook for text, (notebook, _) in runs.items()}
     if missing:
         print(f"{PAGE.name} stays as it is: these have not run in full with their present text: {', '.join(missing)}.")
+    elif len({json.dumps(notebook.metadata["environment"]) for notebook in notebooks.values()}) > 1:
+        print(f"{PAGE.name} stays as it is: not all were run with one commit and one set of versions.")
     else:
-        PAGE.write_text(page({text: notebook for text, (notebook, _) in runs.items()}))
+        PAGE.write_text(page(notebooks))
         print(f"{PAGE.relative_to(executed.ROOT)} is written anew.")
 
 

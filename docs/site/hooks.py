@@ -19,6 +19,8 @@ NAME = re.compile(r"(?<![\[`])`((?:bl|bilevel|jax|jaxopt|lineax|optax|sklearn)(?
 #: `<!-- tables of measured/sparse_coding.md -->`
 TABLES = re.compile(r"^<!-- tables of (\S+) -->$", re.MULTILINE)
 SMALL = re.compile(r"\b\d[\d.]*e-\d+\b")
+#: In the repository a notebook, on the site its page.
+NOTEBOOK = re.compile(r"\(\.\./\.\./notebooks/(\w+)\.ipynb\)")
 NOTEBOOKS, MEASURED = "<!-- list of notebooks -->", "<!-- list of measurements -->"
 CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
 #: `sklearn.linear_model` within code, not a number.
@@ -49,6 +51,7 @@ def _spelled_out(entry: Any, files: Files) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Put in measured tables and the lists of notebooks and measurements; link names, outside of blocks of code."""
     markdown = TABLES.sub(lambda match: _tables(match[1], page, files), markdown)
+    markdown = NOTEBOOK.sub(r"(\1.md)", markdown)
     if NOTEBOOKS in markdown:
         links = (f"- [{executed.title(text)}]({text.stem}.md)" for text in executed.TEXTS)
         markdown = markdown.replace(NOTEBOOKS, "\n".join(links))

@@ -61,6 +61,6 @@ def test_opens_with_a_question_and_ends_with_what_it_asserts(path: Path):
 
 def test_what_they_found_in_full_is_on_a_page():
     """`make notebooks` writes it when all of them ran."""
-    introduction, *sections = (ROOT / "docs" / "notebooks" / "found.md").read_text().split("\n## ")
-    assert [re.search(r"\((\w+)\.md\)", section)[1] for section in sections] == [path.stem for path in TEXTS]
+    _, *sections = (ROOT / "docs" / "notebooks" / "found.md").read_text().split("\n## ")
+    assert [re.search(r"/(\w+)\.ipynb\)", section)[1] for section in sections] == [path.stem for path in TEXTS]
     assert all("```" in section for section in sections) and "full sizes" in sections[-1]

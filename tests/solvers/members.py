@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
+import pytest
 
 from bilevel import solvers
 from tests.problems import MODULES, PROBLEMS, Problem
@@ -71,15 +72,16 @@ PAIRS = [
 ]
 
 
-def _cover() -> list[tuple[Member, Problem]]:
-    """Every solver with every class of objective that it serves, once."""
-    cover: list[tuple[Member, Problem]] = []
-    seen: set = set()
+def _cover() -> list:
+    """Every solver with every class of objective that it serves, once; long where both have their turn elsewhere."""
+    cover, pairs, names = [], set(), set()
     for member, problem in PAIRS:
-        key = (member.name, type(problem.objective))
-        if key not in seen:
-            cover.append((member, problem))
-            seen.add(key)
+        pair = {member.name, type(problem.objective).__name__}
+        if frozenset(pair) not in pairs:
+            marks = [pytest.mark.long] if pair <= names else []
+            cover.append(pytest.param(member, problem, marks=marks))
+            pairs.add(frozenset(pair))
+            names |= pair
     return cover
 
 
