@@ -1,7 +1,11 @@
 """What the benchmarks of speed share: real patches, the gap by which codes are judged, and interleaved timings."""
 
 import importlib
+import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,6 +78,14 @@ def resident(line: str) -> float | None:
     status = Path("/proc/self/status")
     found = re.search(rf"{line}:\s*(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) / 2**20 if found else None
+
+
+def own_process(module: str, call: str) -> dict[str, Any]:
+    """The row that a call of a module's function yields in a process of its own, without the memory of this one."""
+    code = f"import json; from {module} import *; print(json.dumps({call}))"
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    options: dict[str, Any] = dict(cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    return json.loads(subprocess.run([sys.executable, "-c", code], check=True, **options).stdout.splitlines()[-1])
 
 
 def forget_peak() -> None:
