@@ -2,13 +2,14 @@
 
 Patches of a photograph, 12 × 12, are coded in 256 atoms with l1 = 0.15 and l2 = 0.01, in 32 bits (scikit-learn and
 skglm in 64). Every rival solves the same problem in the same run, by turns; seconds are medians without compilation,
-with half the distance between the quartiles as their spread. "First call" is with compilation, where there is any; Numba
-keeps compiled loops on disk, ours and skglm's, so that a later process has less of it, and "warm" runs the program that
-the row above it compiled. Accuracy is the worst relative duality gap of a sample, computed in 64 bits, never what a
-solver says of itself. "Warm" starts from the codes of a dictionary that was 1 % away. The million samples are coded
-once, in a process of its own, whose peak of resident memory is the kernel's count (`VmHWM`, Linux); beyond input and
-output is what is left of the peak without them and without what the process had before. The rivals come with
+with half the distance between the quartiles as their spread. "First call" is with compilation, where there is any: ours
+compiles XLA's program, while Numba's loops lie on disk once they were compiled; "warm" runs the program that the row
+above it has compiled. Accuracy is the worst relative duality gap of a sample, computed in 64 bits, never what a solver
+says of itself. "Warm" starts from the codes of a dictionary that was 1 % away. The rivals come with
 `make .venv-bench/.installed`.
+
+A million samples are coded once, in a process of its own, whose peak of resident memory is the kernel's count (`VmHWM`,
+Linux). "Beyond" is that peak without input, output and what the process had before.
 """
 
 import time
