@@ -1,6 +1,7 @@
 """What the benchmarks judge their rivals by."""
 
 import itertools
+import os
 import time
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
-from benchmarks.measure import Patches, interleaved, moved, relative_gaps, turns, unit
+from benchmarks.measure import Patches, interleaved, moved, own_process, relative_gaps, turns, unit
 
 
 def problem() -> Patches:
@@ -45,6 +46,10 @@ def test_calls_take_turns():
     # Once each in order, then in turns.
     assert order == [*"ab", *"ab", *"ba", *"ab"]
     assert timed["a"].median >= 0.01 and len(timed["b"].seconds) == 3
+
+
+def test_a_process_of_its_own():
+    assert own_process("os", "dict(process=getpid())")["process"] != os.getpid()
 
 
 def test_slow_calls_have_three_rounds_and_no_more():
