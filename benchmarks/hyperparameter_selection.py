@@ -33,7 +33,7 @@ from sklearn.linear_model import LassoCV, RidgeCV
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from benchmarks.figures import tidy
+from benchmarks.figures import plain_ticks, tidy
 from benchmarks.measure import Timed, turns
 from benchmarks.results import Results, Rows
 from bilevel import argmin
@@ -244,9 +244,9 @@ def draw_traces(found: dict[str, dict[str, list[Trace]]]) -> "Figure":
                 options |= dict(color=colors[name], marker=".", drawstyle="steps-post", label=label)
                 options |= dict(marker="D", ms=6) if name == "scikit-learn" else {}
                 ax.plot(run.seconds, above, **options)
-        ax.set(yscale="log", title=title, xlabel="seconds")
-        ax.set_xlim(left=0)
+        ax.set(xscale="log", yscale="log", title=title, xlabel="seconds")
         tidy(ax)
+        plain_ticks(ax.xaxis)
     axes[0, 0].set_ylabel("best loss so far, above the least, relative")
     columns = 5 if len(found) > 1 else 2
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
