@@ -257,7 +257,7 @@ def fewest(error_at: Callable[[int], float], errors: dict[int, float], tries: in
 def at_equal_error(problem: Problem, rows: Rows, repeats: int, tries: int, exact: float) -> Rows:
     """A row for each way at the fewest steps within the target, of which `rows` know some; its seconds over those of
     `Implicit`."""
-    found: dict[str, int | None] = {}
+    found: dict[str, int] = {}
     programs: dict[tuple[str, int], Program] = {}
     errors: dict[str, dict[int, float]] = {}
     # Unrolled iterations have one derivative, however it is taken: what the last, soon compiled, finds serves all.
@@ -271,10 +271,11 @@ def at_equal_error(problem: Problem, rows: Rows, repeats: int, tries: int, exact
                 programs[name, steps] = compiled(problem, name, diff, steps)
             return programs[name, steps]
 
-        found[name] = fewest(lambda steps, program=program: relative(program(steps).call(), exact), known, tries)
-        if found[name] is not None:
-            program(found[name])
-    chosen = {name: programs[name, found[name]] for name in ways() if found[name] is not None}
+        steps = fewest(lambda steps, program=program: relative(program(steps).call(), exact), known, tries)
+        if steps is not None:
+            found[name] = steps
+            program(steps)
+    chosen = {name: programs[name, found[name]] for name in ways() if name in found}
     timed = timed_within(chosen, repeats)
     base = timed["Implicit"].median if "Implicit" in timed else None
     best: Rows = []
