@@ -13,11 +13,7 @@ The memory of a fit of 100,000 samples is the peak of the resident memory of a p
 
 import importlib
 import importlib.util
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 
 from benchmarks.figures import ranking
-from benchmarks.measure import interleaved, resident
+from benchmarks.measure import interleaved, own_process, resident
 from benchmarks.results import Results, Rows, tabulate
 from bilevel.estimators import ArchetypalAnalysis
 
@@ -109,13 +105,13 @@ def _pair(model: Any) -> tuple[np.ndarray, np.ndarray]:
     return (model.weights_, model.mixtures_) if isinstance(model, ArchetypalAnalysis) else (model.A_, model.B_)
 
 
-def one_large_fit() -> None:
-    """Prints what a process of its own measures."""
+def one_large_fit() -> dict[str, Any]:
+    """Of a process of its own."""
     X, _ = HUGE.make()
     before = resident("VmHWM")
     timed = interleaved({"fit": lambda: ArchetypalAnalysis(HUGE.vertices, random_state=0).fit(X)}, 1)["fit"]
     model = timed.result
-    row = {
+    return {
         "data": HUGE.name,
         "archetypes": HUGE.vertices,
         "first call": timed.first,
@@ -125,13 +121,6 @@ def one_large_fit() -> None:
         "peak memory, GiB": resident("VmHWM"),
         "of it before the fit": before,
     }
-    print(json.dumps(row))
-
-
-def memory() -> Rows:
-    command = [sys.executable, "-c", "from benchmarks.archetypes import one_large_fit; one_large_fit()"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
-    return [json.loads(done.stdout.splitlines()[-1])]
 
 
 def run(quick: bool) -> Results:
@@ -142,7 +131,7 @@ def run(quick: bool) -> Results:
     }
     if not quick:
         parts["Ten thousand samples"] = lambda: rivals(LARGE, ("pgd", "nnls"), repeats)
-        parts["A hundred thousand samples"] = memory
+        parts["A hundred thousand samples"] = lambda: [own_process("benchmarks.archetypes", "one_large_fit()")]
     tables = tabulate("archetypes", parts)
     title = "Five archetypes" if quick else "Ten thousand samples"
     return Results(

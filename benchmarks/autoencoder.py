@@ -4,9 +4,9 @@ It learns 200 atoms, a decoder D and an encoder E with λd = λe = 10, from the
 1764 non-overlapping 12 × 12 patches of Barbara (512 × 512, gray, in [0, 1]), in 64 bits:
 
     min over Z, D, E of  ½ λd ‖X − Z D‖² + ½ λe ‖Z − X E‖² + ‖Z‖₁,
-    atoms and columns of the encoder in the unit ball.
+    atoms and rows of the encoder, one a pixel, in the unit ball.
 
-Both alternate between Z, D and E from the same random start, twenty rounds (quick: it one). PyUNLocBoX takes
+Both alternate between Z, D and E from the same random start, twenty rounds (quick: PyUNLocBoX takes one). It takes
 accelerated proximal gradient steps (its `forward_backward` with FISTA, steps of one over the Lipschitz constant, inner
 `rtol` 1e-3), as its users write it. It runs once, in the same process, between runs of this library, whose seconds are
 medians without compilation. The objective is computed by one and the same function for both. Barbara comes with
@@ -134,7 +134,7 @@ def facts(name: str, run: Run) -> dict[str, str]:
         "objective": f"{run.objective[-1]:.2f}",
         "largest relative rise": f"{rises(run.objective):.1e}",
         "largest atom - 1": f"{largest(run.end.dictionary) - 1:.1e}",
-        "largest encoder column - 1": f"{largest(run.end.encoder) - 1:.1e}",
+        "largest encoder row - 1": f"{largest(run.end.encoder) - 1:.1e}",
         "nonzero codes": f"{100 * np.mean(np.asarray(run.end.codes) != 0):.1f} %",
     }
 

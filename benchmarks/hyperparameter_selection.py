@@ -2,20 +2,29 @@
 
 It chooses strengths of a penalty by the mean squared error over five folds (quick: the first problem): of ridge
 regression on diabetes; of the Lasso on 250 samples of 500 features; and of ridge regression with a strength for each
-of 40 features, of which five matter. All ways evaluate the same compiled program, each solve from the weights of the
-last one, so that they differ only in where they look: `RidgeTuned` and `ElasticNetTuned` on their coarse grid and then
-along hypergradients; grid search from strong to weak, and on the same grid from coarse to fine, which has looked
-everywhere whenever it ends (for strengths of each feature, grids of one common strength); random search, log-uniformly
-between the ends of that grid. An evaluation yields the hypergradient too, which the searches do not need: their seconds
-include it all the same. "At equal time" is the best loss by the time at which the hypergradients were done. The
-searches end at twice that time, or after 100 evaluations. Seconds are without compilation, with what all ways share.
+of 40 features, of which five matter. All ways solve by the same program, each solve from the weights of the last one,
+so that they differ only in where they look: `RidgeTuned` and `ElasticNetTuned` on their coarse grid and then along
+hypergradients; grid search from strong to weak, and on the same grid from coarse to fine, in an order whose beginnings
+are coarser grids of the whole range (for strengths of each feature, grids of one common strength); random search,
+log-uniformly between the ends of that grid, in each round with a seed of its own. Grid and random search evaluate the
+loss without its hypergradient. They end at twice the time of the hypergradients, or after 100 evaluations.
 scikit-learn's own cross-validation estimators, with solvers of their own, stand beside.
+
+All take turns, five times (quick: three). Seconds are medians without compilation, with what all ways share, and half
+the distance between the quartiles as their spread. "At equal time" is the best loss by the time at which the
+hypergradients were done. The figure shows the round of median time, of random search all.
+
+On the Lasso, scikit-learn's `LassoCV`, whose coordinate descent follows a path of strengths, is faster, and its grid
+finds a slightly lower loss, as the loss has several minima along the strength: one strength alone needs no
+hypergradient. With a strength for each feature no grid comes near.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,18 +33,22 @@ from sklearn.linear_model import LassoCV, RidgeCV
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from benchmarks.figures import tidy
+from benchmarks.figures import plain_ticks, tidy
+from benchmarks.measure import Timed, turns
 from benchmarks.results import Results, Rows
+from bilevel import argmin
 from bilevel.estimators import ElasticNetTuned, RidgeTuned
 from bilevel.estimators.base import precision
-from bilevel.estimators.folds import Folds, folds
-from bilevel.plots.colors import BLACK, GRAY, SKY, VERMILION
+from bilevel.estimators.folds import Folds, folds, validation_loss
+from bilevel.estimators.tuned import AbstractFamily
+from bilevel.objectives import LinearModel
+from bilevel.plots.colors import BLACK, GRAY, GREEN, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CV = KFold(5, shuffle=True, random_state=42)
-GRID_SIZE, RANDOM_SIZE, SEEDS = 100, 100, 5
+GRID_SIZE, RANDOM_SIZE = 100, 100
 #: Grid and random search end when they have taken so many times as long as the hypergradients.
 BUDGET = 2.0
 
@@ -99,13 +112,26 @@ def recorded(problem: Problem) -> Trace:
     return Trace(np.array(seconds[:-1]), np.minimum.accumulate(losses[:-1]))
 
 
-def looked_up(problem: Problem, data: Folds, points: Iterator[np.ndarray], spent: float, budget: float) -> Trace:
+@eqx.filter_jit
+def value(family: AbstractFamily, logs: Any, data: Folds, weights: Any) -> tuple[Any, Any]:
+    """The validation loss and the weights, as the estimators compute them, without a derivative."""
+    objective, solver = family.at(logs), family.solver()
+
+    def of_fold(fold: tuple[Any, Any, Any]) -> Any:
+        A, B, start = fold
+        return argmin(objective, (A, B), solver=solver, init=LinearModel(start), throw=False).params.weight
+
+    solved = jax.lax.map(of_fold, (*data.train, weights))
+    return validation_loss(solved, data), solved
+
+
+def looked_up(problem: Problem, data: Folds, points: Iterable[np.ndarray], spent: float, budget: float) -> Trace:
     """The losses at given points until the budget is spent; `spent` seconds went before, into what all ways share."""
     A, B = data.train
-    weights = jnp.zeros((len(A), B.shape[2], A.shape[2]), A.dtype)
+    family, weights = problem.model._family(A.dtype), jnp.zeros((len(A), B.shape[2], A.shape[2]), A.dtype)
     seconds, losses, start = [], [], time.perf_counter() - spent
     for point in points:
-        loss, _, weights, _ = problem.model._evaluate(point, data, weights)
+        loss, weights = value(family, jnp.asarray(point, A.dtype), data, weights)
         losses.append(float(loss))
         seconds.append(time.perf_counter() - start)
         if seconds[-1] > budget:
@@ -119,8 +145,8 @@ def coarse_to_fine(grid: np.ndarray) -> np.ndarray:
     return grid[sorted(range(len(grid)), key=lambda i: f"{i:0{bits}b}"[::-1])]
 
 
-def traces(problem: Problem) -> dict[str, list[Trace]]:
-    """One trace of each way that needs no seed, `SEEDS` of random search."""
+def traces(problem: Problem, rounds: int) -> dict[str, list[Trace]]:
+    """Of each way, one a round."""
     recorded(problem)
     start = time.perf_counter()
     with precision(problem.X.dtype):
@@ -131,57 +157,68 @@ def traces(problem: Problem) -> dict[str, list[Trace]]:
     # Between the ends of the coarse grid.
     fine = np.linspace(grid[0], grid[-1], GRID_SIZE)
 
-    def random(seed: int) -> Iterator[np.ndarray]:
+    def randomly(seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)
         shape = (len(lower), width) if problem.model.per_feature else lower.shape
         bounds = [shaped(bound) for bound in (grid[-1], grid[0])]
         return (rng.uniform(*bounds, size=shape) for _ in range(RANDOM_SIZE))
 
-    tuned = recorded(problem)
-    look = lambda points: looked_up(problem, data, points, spent, BUDGET * tuned.seconds[-1])
-    with precision(problem.X.dtype):
-        randomly = [look(random(seed)) for seed in range(SEEDS)]
-        return {
-            "hypergradients": [tuned],
-            "grid search": [look(map(shaped, fine))],
-            "grid search, coarse to fine": [look(map(shaped, coarse_to_fine(fine)))],
-            "random search": randomly,
-        }
+    def look(points: Iterable[np.ndarray]) -> Trace:
+        with precision(problem.X.dtype):
+            return looked_up(problem, data, points, spent, budget)
+
+    ways: dict[str, Callable[[int], Trace]] = {
+        "hypergradients": lambda k: recorded(problem),
+        "grid search": lambda k: look(map(shaped, fine)),
+        "grid search, coarse to fine": lambda k: look(map(shaped, coarse_to_fine(fine))),
+        "random search": lambda k: look(randomly(k)),
+        "scikit-learn": lambda k: by_scikit_learn(problem),
+    }
+    budget = BUDGET * recorded(problem).seconds[-1]
+    # To compile, and to warm up.
+    look([shaped(grid[0])])
+    by_scikit_learn(problem)
+    found: dict[str, list[Trace]] = {name: [] for name in ways}
+    for k in range(rounds):
+        for name in (list(ways)[i] for i in turns(len(ways), k)):
+            found[name].append(ways[name](k))
+    return found
 
 
-def of_scikit_learn(problem: Problem) -> tuple[float, float]:
-    """The loss of its estimator's choice, and its seconds."""
+def by_scikit_learn(problem: Problem) -> Trace:
+    """The loss of its estimator's choice, at its end."""
     start = time.perf_counter()
     model = problem.rival.fit(problem.X, problem.y)
     seconds = time.perf_counter() - start
     loss = -model.best_score_ if isinstance(model, RidgeCV) else model.mse_path_.mean(axis=-1).min()
-    return float(loss), seconds
+    return Trace(np.array([seconds]), np.array([loss]))
 
 
 def table(problem: Problem, found: dict[str, list[Trace]]) -> Rows:
-    end = found["hypergradients"][0].seconds[-1]
-    base = found["hypergradients"][0].best[-1]
+    seconds = {name: Timed(0.0, [run.seconds[-1] for run in runs], None) for name, runs in found.items()}
+    loss = {name: float(np.median([run.best[-1] for run in runs])) for name, runs in found.items()}
     rows = []
     for name, runs in found.items():
-        evaluations = f"{len(runs[0].seconds)}"
+        evaluations = int(np.median([len(run.seconds) for run in runs]))
+        at_equal = np.median([run.at(seconds["hypergradients"].median) for run in runs])
+        row = {
+            "way": name,
+            "evaluations": str(evaluations),
+            "seconds": f"{seconds[name].median:.3f}",
+            "spread": seconds[name].spread,
+            "loss": f"{loss[name]:.6g}",
+            "over that of hypergradients": f"{loss[name] / loss['hypergradients']:.5f}",
+            "loss at equal time": "none yet" if np.isnan(at_equal) else f"{at_equal:.6g}",
+        }
         if name == "hypergradients":
             steps = problem.model.n_iter_
-            evaluations = f"{len(runs[0].seconds) - steps} + {steps}"
-        at_equal = np.median([run.at(end) for run in runs])
-        rows.append(
-            {
-                "way": name if len(runs) == 1 else f"{name}, median of {len(runs)}",
-                "evaluations": evaluations,
-                "seconds": f"{np.median([run.seconds[-1] for run in runs]):.3f}",
-                "loss": f"{np.median([run.best[-1] for run in runs]):.6g}",
-                "over that of hypergradients": f"{np.median([run.best[-1] for run in runs]) / base:.5f}",
-                "loss at equal time": "none yet" if np.isnan(at_equal) else f"{at_equal:.6g}",
-            }
-        )
-    loss, seconds = of_scikit_learn(problem)
-    name = f"scikit-learn, {type(problem.rival).__name__}"
-    numbers = {"seconds": f"{seconds:.3f}", "loss": f"{loss:.6g}", "over that of hypergradients": f"{loss / base:.5f}"}
-    return [*rows, {"way": name, "evaluations": str(GRID_SIZE), **numbers, "loss at equal time": ""}]
+            row["evaluations"] = f"{evaluations - steps} + {steps}"
+        elif name == "random search":
+            row["way"] = f"{name}, {len(runs)} seeds"
+        elif name == "scikit-learn":
+            row |= {"way": f"{name}, {type(problem.rival).__name__}", "evaluations": str(GRID_SIZE)}
+        rows.append(row)
+    return rows
 
 
 #: Losses closer to the least are drawn at this distance.
@@ -192,22 +229,26 @@ def draw_traces(found: dict[str, dict[str, list[Trace]]]) -> "Figure":
     """The best loss so far, above the best of all, by seconds."""
     size = (1.5 + 3.3 * len(found), 4.1)
     figure, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False, sharey=True)
-    colors = dict(zip(next(iter(found.values())), (VERMILION, GRAY, BLACK, SKY), strict=True))
+    colors = dict(zip(next(iter(found.values())), (VERMILION, GRAY, BLACK, SKY, GREEN), strict=True))
     for ax, (title, ways) in zip(axes[0], found.items(), strict=True):
         least = min(run.best[-1] for runs in ways.values() for run in runs)
         for name, runs in ways.items():
             options: dict[str, Any] = dict(lw=2.5, ms=7, zorder=3) if name == "hypergradients" else dict(lw=1, ms=4)
-            for i, run in enumerate(runs):
+            drawn = (
+                runs if name == "random search" else sorted(runs, key=lambda run: run.seconds[-1])[len(runs) // 2 :][:1]
+            )
+            for i, run in enumerate(drawn):
                 above = np.maximum(run.best / least - 1, FLOOR)
-                label = None if i else name if len(runs) == 1 else f"{name}, {len(runs)} seeds"
+                label = None if i else name if len(drawn) == 1 else f"{name}, {len(drawn)} seeds"
                 # The best so far stays until the next evaluation is done.
                 options |= dict(color=colors[name], marker=".", drawstyle="steps-post", label=label)
+                options |= dict(marker="D", ms=6) if name == "scikit-learn" else {}
                 ax.plot(run.seconds, above, **options)
-        ax.set(yscale="log", title=title, xlabel="seconds")
-        ax.set_xlim(left=0)
+        ax.set(xscale="log", yscale="log", title=title, xlabel="seconds")
         tidy(ax)
+        plain_ticks(ax.xaxis)
     axes[0, 0].set_ylabel("best loss so far, above the least, relative")
-    columns = 4 if len(found) > 1 else 2
+    columns = 5 if len(found) > 1 else 2
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -216,6 +257,6 @@ def run(quick: bool) -> Results:
     measured: dict[str, dict[str, list[Trace]]] = {}
     tables: dict[str, Rows] = {}
     for title, problem in tqdm(list(problems().items())[: 1 if quick else None], desc="hyperparameter selection"):
-        measured[title] = traces(problem)
+        measured[title] = traces(problem, 3 if quick else 5)
         tables[title] = table(problem, measured[title])
     return Results(tables, {"Loss against seconds": draw_traces(measured)}, "64 bits")

@@ -1,7 +1,11 @@
 """What the benchmarks of speed share: real patches, the gap by which codes are judged, and interleaved timings."""
 
 import importlib
+import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,6 +80,14 @@ def resident(line: str) -> float | None:
     return int(found[1]) / 2**20 if found else None
 
 
+def own_process(module: str, call: str) -> dict[str, Any]:
+    """The row that a call of a module's function yields in a process of its own, without the memory of this one."""
+    code = f"import json; from {module} import *; print(json.dumps({call}))"
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    options: dict[str, Any] = dict(cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    return json.loads(subprocess.run([sys.executable, "-c", code], check=True, **options).stdout.splitlines()[-1])
+
+
 def forget_peak() -> None:
     """Let "VmHWM" begin anew, on Linux: what went before may have taken more for a moment."""
     references = Path("/proc/self/clear_refs")
@@ -103,8 +115,18 @@ class Timed(NamedTuple):
         return f"± {(high - low) / (2 * self.median):.0%}"
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
-    """Every call once, to compile and to warm up; then `repeats` rounds of all of them, one after the other."""
+def turns(count: int, k: int) -> list[int]:
+    """Who comes when in round k: Williams's design. In `count` rounds each has every place once, and, for an even
+    count, comes right after each of the others once, as what one leaves behind (spinning threads, full caches) weighs
+    on the next."""
+    zigzag = [i // 2 if i % 2 == 0 else count - 1 - i // 2 for i in range(count)]
+    return [(i + k) % count for i in zigzag]
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, budget: float = 30.0) -> dict[str, Timed]:
+    """Every call once, to compile and to warm up; then `repeats` rounds of all of them, in `turns`.
+
+    Slow calls have fewer: what fits into `budget` seconds, but at least three, or two of what takes over 30 seconds."""
 
     def once(call: Callable[[], Any]) -> tuple[float, Any]:
         start = time.perf_counter()
@@ -113,10 +135,11 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
 
     first = {name: once(call) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    # What takes seconds need not be repeated so often.
-    rounds = {name: repeats if taken < 3 else max(1, repeats // 5) for name, (taken, _) in first.items()}
+    least = lambda taken: max(2 if taken > 30 else 3, int(budget / max(taken, 1e-6)))
+    rounds = {name: min(repeats, least(taken)) for name, (taken, _) in first.items()}
+    names = list(calls)
     for k in range(repeats):
-        for name, call in calls.items():
+        for name in (names[i] for i in turns(len(names), k)):
             if k < rounds[name]:
-                seconds[name].append(once(call)[0])
+                seconds[name].append(once(calls[name])[0])
     return {name: Timed(first[name][0], seconds[name], first[name][1]) for name in calls}

@@ -14,8 +14,10 @@ from benchmarks.__main__ import found, main
 from benchmarks.dictionary_training import time_to
 from benchmarks.measure import Timed
 from benchmarks.results import Results, slug, write
+from benchmarks.unrolled_vs_implicit import Program
 
-NAMES = "certificates dictionary_training hypergradient hypergradient_errors sparse_coding unrolled_vs_implicit".split()
+NAMES = """archetypes autoencoder certificates dictionary_training hypergradient hypergradient_errors
+hyperparameter_selection sparse_coding unrolled_vs_implicit weak_scaling""".split()
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_the_list_names_every_benchmark_and_what_it_asks(capsys):
     main([])
     lines = capsys.readouterr().out.splitlines()
     listed = {line.split()[0]: line for line in lines}
-    assert set(NAMES) <= set(found()) and {*found(), "report"} == set(listed)
+    assert NAMES == list(found()) and [*NAMES, "report"] == list(listed)
     assert all(len(line.split()) > 5 for line in lines)
 
 
@@ -126,14 +128,36 @@ def test_the_reference_of_the_ways_is_the_closed_form_of_ridge_regression():
     assert unrolled_vs_implicit.reference(problem) == pytest.approx(-alpha * slope @ np.linalg.solve(M, w), rel=1e-9)
 
 
-def test_the_cheapest_run_within_the_target():
-    ways = list(unrolled_vs_implicit.ways())
-    row = lambda way, steps, error, seconds, note=None: {
-        "problem": "ridge", "way": way, "inner steps": steps, "error": error, "seconds": seconds, "note": note,
-        "spread": None, "temporary MiB": None, "compile s": None,
-    }  # fmt: skip
-    rows = [row(way, 10, 1e-2, 0.1) for way in ways[1:-1]] + [row(ways[-1], 10, None, None, "refused")]
-    rows += [row(ways[0], 10, 1e-3, 0.1), row(ways[0], 100, 1e-7, 0.2), row(ways[0], 1000, 1e-9, 0.3)]
-    best = {row["way"]: row for row in unrolled_vs_implicit.at_equal_error(rows)}
-    assert best[ways[0]]["inner steps"] == 100 and best[ways[-1]]["note"] == "refused"
-    assert best[ways[1]]["seconds"] is None and "1e-02" in best[ways[1]]["note"]
+def test_fewest_steps_within_the_target():
+    at = lambda steps: float(np.exp(-steps / 20))
+    exact = 20 * np.log(1 / unrolled_vs_implicit.TARGET)
+    errors = {steps: at(steps) for steps in (10, 100, 1000, 3000)}
+    found = unrolled_vs_implicit.fewest(at, errors, tries=6)
+    assert exact <= found <= 1.2 * exact and len(errors) <= 7
+    assert unrolled_vs_implicit.fewest(at, {10: at(10), 1000: at(1000)}, tries=0) == 1000
+    # One that crosses the target and comes back, is not there at the end, or is there from the first on.
+    never = lambda steps: pytest.fail(f"{steps} steps were tried")
+    assert unrolled_vs_implicit.fewest(never, {10: 1e-2, 100: 3e-7, 1000: 1e-5}, tries=6) is None
+    assert unrolled_vs_implicit.fewest(never, {10: 1e-2, 100: 3e-7, 1000: np.nan}, tries=6) is None
+    assert unrolled_vs_implicit.fewest(never, {10: 1e-8, 100: 1e-9}, tries=6) == 10
+    assert unrolled_vs_implicit.fewest(at, {10: 3e-7, 100: np.inf, 1000: 1e-9}, tries=6) >= exact
+
+
+def test_ways_at_equal_error(monkeypatch):
+    """Of a derivative that is 2, with an error of exp(−steps / 20)."""
+    chosen, problem = ("Implicit", "OneStep", "Shine (L-BFGS)"), unrolled_vs_implicit.ridge(4)
+    every = unrolled_vs_implicit.ways()
+    fake = lambda problem, name, diff, steps: Program(lambda: (0.0, 2 + 2 * np.exp(-steps / 20)), 0.1, 2**20)
+    monkeypatch.setattr(unrolled_vs_implicit, "ways", lambda: {name: every[name] for name in chosen})
+    monkeypatch.setattr(unrolled_vs_implicit, "compiled", fake)
+    errors = {("Implicit", 100): 7e-3, ("Implicit", 2000): 0.0, ("OneStep", 100): 1e-7, ("OneStep", 2000): 1e-2}
+    rows = [
+        {"problem": "ridge", "way": name, "inner steps": steps, "error": errors.get((name, steps)), "note": note}
+        for steps in (100, 2000)
+        for name, note in zip(chosen, (None, None, "refused"), strict=True)
+    ]
+    first, second, third = unrolled_vs_implicit.at_equal_error(problem, rows, repeats=1, tries=6, exact=2.0)
+    assert 1e-7 <= first["error"] <= 1e-6 and first["times Implicit"] == 1 and first["temporary MiB"] == 1
+    assert first["error"] == pytest.approx(np.exp(-first["inner steps"] / 20), rel=1e-6)
+    assert second["seconds"] is None and second["note"] == "not met; error 1e-02 at 2000 steps"
+    assert third["note"] == "refused" and all(set(row) == set(first) for row in (second, third))

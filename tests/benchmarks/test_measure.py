@@ -1,12 +1,15 @@
 """What the benchmarks judge their rivals by."""
 
+import itertools
+import os
 import time
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import bilevel as bl
-from benchmarks.measure import Patches, interleaved, moved, relative_gaps, unit
+from benchmarks.measure import Patches, interleaved, moved, own_process, relative_gaps, turns, unit
 
 
 def problem() -> Patches:
@@ -40,5 +43,26 @@ def test_calls_take_turns():
         return jnp.zeros(1)
 
     timed = interleaved({"a": lambda: call("a", 0.01), "b": lambda: call("b", 0.0)}, repeats=3)
-    assert order == ["a", "b"] * 4
+    # Once each in order, then in turns.
+    assert order == [*"ab", *"ab", *"ba", *"ab"]
     assert timed["a"].median >= 0.01 and len(timed["b"].seconds) == 3
+
+
+def test_a_process_of_its_own():
+    assert own_process("os", "dict(process=getpid())")["process"] != os.getpid()
+
+
+def test_slow_calls_have_three_rounds_and_no_more():
+    calls = {"slow": lambda: time.sleep(0.01), "fast": lambda: None}
+    timed = interleaved(calls, repeats=6, budget=0.02)
+    assert [len(t.seconds) for t in timed.values()] == [3, 6]
+    assert len(interleaved(calls, repeats=1, budget=0.02)["slow"].seconds) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 9])
+def test_each_has_every_place_once_and_follows_each_other_once(count):
+    rounds = [turns(count, k) for k in range(count)]
+    assert all(sorted(places) == list(range(count)) for places in [*rounds, *zip(*rounds, strict=True)])
+    if count % 2 == 0:
+        neighbors = [pair for order in rounds for pair in itertools.pairwise(order)]
+        assert sorted(neighbors) == list(itertools.permutations(range(count), 2))

@@ -7,7 +7,18 @@ import pytest
 
 from benchmarks import weak_scaling
 from benchmarks.results import slug
-from benchmarks.weak_scaling import LINKS, Accelerator, Cost, Link, Problem, efficiency, fit, operations, total, traffic
+from benchmarks.scaling_model import (
+    LINKS,
+    Accelerator,
+    Cost,
+    Link,
+    Problem,
+    efficiency,
+    fit,
+    operations,
+    total,
+    traffic,
+)
 
 SMALL = Problem(atoms=64, features=144, classes=1, support=10.0, steps=80)
 
