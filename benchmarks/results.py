@@ -74,12 +74,13 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out where this file lies, and whether tracked files differ from it."""
+    """The commit that is checked out where this file lies, and whether tracked files differ, but for measurements."""
     git = lambda *args: subprocess.run(
         ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     ).stdout.strip()
+    changed = ("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)docs/measured")
     try:
-        return git("rev-parse", "HEAD") + (" and changes" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "HEAD") + (" and changes" if git(*changed) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

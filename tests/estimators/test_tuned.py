@@ -102,7 +102,7 @@ def test_both_strengths_do_no_worse_than_one():
 
 
 def test_lasso_selection_in_ten_hypergradients():
-    # A third of the size of benchmarks/hyperparameter_selection.py, which has 500 × 1000.
+    # Two thirds of the size of benchmarks/hyperparameter_selection.py, which has 250 × 500.
     X, y = make_regression(167, 333, noise=40, random_state=42)
     cv = KFold(5, shuffle=True, random_state=42)
     model = ElasticNetTuned(l1_ratio=1.0, cv=cv, max_iter=10).fit(X, y)
