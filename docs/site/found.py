@@ -1,6 +1,7 @@
 """What the notebooks found, as a page of the site: all that they printed, once every one of them has run in full."""
 
 import json
+import textwrap
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -39,7 +40,10 @@ def _printed(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
             heading = next((line.strip("# ") for line in cell.source.split("\n") if line.startswith("#")), heading)
         else:
             printed = [output.text for output in cell.outputs if output.get("name") == "stdout"]
-            found[heading] = found.get(heading, "") + "".join(printed)
+            lines = "".join(printed).splitlines()
+            # Sentences, not tables.
+            wrapped = (textwrap.fill(line, 100) if len(line) > 120 else line for line in lines)
+            found[heading] = found.get(heading, "") + "".join(f"{line}\n" for line in wrapped)
     return ((heading, printed) for heading, printed in found.items() if printed)
 
 
