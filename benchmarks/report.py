@@ -46,5 +46,5 @@ def _section(path: Path) -> list[str]:
     parts += [page.figure((path.parent / file).read_bytes(), title) for title, file in record["figures"].items()]
     for title, rows in record["tables"].items():
         cells = [[cell(value) for value in row.values()] for row in rows]
-        parts.append(f'<div style="overflow-x: auto">{page.table(list(rows[0]), cells, title)}</div>')
+        parts.append(f'<div style="overflow-x: auto; font-size: .78em">{page.table(list(rows[0]), cells, title)}</div>')
     return [*parts, page.paragraph(footer(record))]
