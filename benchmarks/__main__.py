@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             device = jax.devices(options.device)[0] if options.device else None
         except RuntimeError:
             parser.error(f"JAX finds no {options.device} here, only {jax.devices()[0].platform}. Leave --device out.")
+        # Before anything is measured, lest it be lost.
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out).close()
+        except OSError as error:
+            parser.error(f"nothing can be written into {options.out} ({error.strerror}). Try another folder: --out")
         measure(options.name, options.quick, device, options.out)
     else:
         parser.error(f"there is no benchmark {options.name!r}. There are: {', '.join([*benchmarks, 'report'])}.")

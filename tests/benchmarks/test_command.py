@@ -57,6 +57,14 @@ def test_a_report_of_nothing(tmp_path, capsys):
     assert "no results" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.__main__.measure", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        main(["certificates", "--out", str(tmp_path / "file" / "folder")])
+    assert "--out" in capsys.readouterr().err
+
+
 def test_a_run_writes_tables_figures_and_what_was_measured_on_what(tmp_path, monkeypatch, capsys, own_configuration):
     all_ways, first = hypergradient_errors.ways, next(hypergradient_errors.problems())
     chosen = ("Implicit (direct or CG)", "OneStep")
