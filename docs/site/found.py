@@ -20,16 +20,15 @@ its own page. `make notebooks` wrote this page. All compute in 64 bits, but for 
 
 def page(notebooks: dict[Path, NotebookNode]) -> str:
     """The page, of notebooks that were executed with the same versions, by their texts."""
-    parts, seconds = [INTRODUCTION], 0.0
+    parts, seconds = [INTRODUCTION], {text: _seconds(notebook) for text, notebook in notebooks.items()}
     for text, notebook in notebooks.items():
-        took = _seconds(notebook)
-        seconds += took
         link = f"[`notebooks/{text.name}`](../../notebooks/{text.stem}.ipynb)"
-        parts.append(f"## {executed.title(text)}\n\n{link}, {took:.0f} s")
+        parts.append(f"## {executed.title(text)}\n\n{link}, {seconds[text]:.0f} s")
         for heading, printed in _printed(notebook):
             parts += [f"**{heading}**", f"```\n{printed.rstrip()}\n```"]
-        record = {**notebook.metadata.environment, "precision": "64 bits but in one", "quick": False}
-    return "\n\n".join([*parts, footer({**record, "seconds": seconds})]) + "\n"
+    ran = next(iter(notebooks.values())).metadata.environment
+    record = {**ran, "precision": "64 bits but in one", "quick": False, "seconds": sum(seconds.values())}
+    return "\n\n".join([*parts, footer(record)]) + "\n"
 
 
 def _printed(notebook: NotebookNode) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import bilevel as bl
 from tests.compiling import compiled
 from tests.laws import error, outcome
 from tests.problems import CODES, ELASTIC_NET, PENALIZED, RIDGES, Problem, raveled
-from tests.solvers.members import TOL
+from tests.solvers.members import TOL, halves_once
 
 S = bl.solvers
 SOLVERS = {
@@ -22,24 +22,20 @@ SOLVERS = {
     "normal CG": lx.Normal(lx.CG(rtol=1e-12, atol=1e-12)),
     "Cholesky": lx.Cholesky(),
 }
-CURVED = ("GroupL1", "UnitBall")
+PENALIZED_BY_NAME = {problem.name: problem for problem in PENALIZED}
 SCALED = [
     *((problem, name) for problem in (CODES, PENALIZED[0]) for name in SOLVERS),
     *((ELASTIC_NET, name) for name in SOLVERS if name not in ("default", "Cholesky")),
     # Not symmetric.
-    *((problem, name) for problem in PENALIZED if problem.name in CURVED for name in ("GMRES", "BiCGStab")),
+    *((PENALIZED_BY_NAME["GroupL1"], name) for name in ("GMRES", "BiCGStab")),
+    *((PENALIZED_BY_NAME["UnitBall"], name) for name in ("BiCGStab", "GMRES")),
 ]
-#: Each linear solver and each problem once; the other pairs are long.
-SHORT = {(problem.name, name) for problem, name in (*SCALED[:6], (PENALIZED[0], "default"), (ELASTIC_NET, "CG"))}
-SHORT |= set(zip(CURVED, ("GMRES", "BiCGStab"), strict=True))
 
 
 @pytest.mark.parametrize(
     ("problem", "name"),
-    [
-        pytest.param(p, name, id=f"{p.name}, {name}", marks=[] if (p.name, name) in SHORT else [pytest.mark.long])
-        for p, name in SCALED
-    ],
+    halves_once(SCALED, lambda problem, name: {problem.name, name}),
+    ids=[f"{problem.name}, {name}" for problem, name in SCALED],
 )
 def test_every_solver_is_right_whatever_the_scale_of_the_objective(problem: Problem, name: str):
     assert problem.powers is not None

@@ -3,7 +3,7 @@
 A member is added by one line in `MEMBERS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -72,21 +72,26 @@ PAIRS = [
 ]
 
 
-def _cover() -> list:
-    """Every solver with every class of objective that it serves, once; long where both have their turn elsewhere."""
-    cover, pairs, names = [], set(), set()
-    for member, problem in PAIRS:
-        pair = {member.name, type(problem.objective).__name__}
-        if frozenset(pair) not in pairs:
-            marks = [pytest.mark.long] if pair <= names else []
-            cover.append(pytest.param(member, problem, marks=marks))
-            pairs.add(frozenset(pair))
-            names |= pair
-    return cover
+def halves_once(pairs: Iterable[tuple], names: Callable[..., set[str]]) -> list:
+    """For `parametrize`: pairs, those long whose halves, by their names, have both had their turn before."""
+    params, seen = [], set()
+    for pair in pairs:
+        params.append(pytest.param(*pair, marks=[pytest.mark.long] if names(*pair) <= seen else []))
+        seen |= names(*pair)
+    return params
 
 
-#: For laws of JAX's transformations, which see a solver by its loop and a problem by its functions.
-COVER = _cover()
+def _kinds(member: Member, problem: Problem) -> set[str]:
+    return {member.name, type(problem.objective).__name__}
+
+
+_firsts: dict[frozenset, tuple[Member, Problem]] = {}
+for _pair in PAIRS:
+    _firsts.setdefault(frozenset(_kinds(*_pair)), _pair)
+
+#: Every solver with every class of objective that it serves, for laws of JAX's transformations, which see a solver by
+#: its loop and a problem by its functions.
+COVER = halves_once(_firsts.values(), _kinds)
 #: Each solver once.
 EACH = [next(pair for pair in PAIRS if pair[0] is member) for member in MEMBERS]
 
